@@ -1,0 +1,40 @@
+# Two commands set everything up by themselves: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help quickstart test check format clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+quickstart: $(READY)  ## train a tiny policy through every real component on this machine (about 12 minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/quickstart.py
+
+test: $(READY) check  ## everything that needs no GPU
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not gpu"
+
+check: $(READY)  ## linter, formatter, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## apply the formatter and the linter's safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what runs and tools left (not .venv, not runs/)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The lock is complete, so nothing is resolved. It names the CPU build of torch, which PyPI does not carry; where pip
+# cannot find it, PyPI's build (larger, with CUDA libraries) takes its place and runs on a CPU as well.
+$(READY): cpu.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; assert (3, 11) <= v < (3, 13), f"SmartRAG needs Python 3.11 or 3.12, this is {sys.version}"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps $$(grep '^torch==' cpu.lock) || $(BIN)/pip install --quiet $$(grep '^torch==' cpu.lock | cut -d+ -f1)
+	grep -v '^torch==' cpu.lock > $(VENV)/rest.lock
+	$(BIN)/pip install --quiet --no-deps --requirement $(VENV)/rest.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)

@@ -1,0 +1,104 @@
+"""The run as an RLlib algorithm: a thin adapter of `smartrag.train.Training`.
+
+It buys what RLlib gives an `Algorithm`: `algorithm.train()`, callbacks, result logging, and Tune on top. RLlib's own
+environment runners, modules, learners and checkpoints do not fit language models and are not used.
+"""
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from cluster.checkpoint import Checkpoints
+from cluster.system import System, inputs
+from smartrag import warmup
+from smartrag.compose import as_yaml
+from smartrag.config import Run
+from smartrag.log import RunFolder
+from smartrag.train import Training
+
+
+class SmartRAGConfig(AlgorithmConfig):
+    """Carries a `Run` as one attribute; RLlib's own settings keep their defaults."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or SmartRAGPPO)
+        self.run: Run | None = None
+
+    def smartrag(self, run: Run) -> "SmartRAGConfig":
+        self.run = run
+        return self
+
+
+class SmartRAGPPO(Algorithm):
+    """`setup` is a run up to its first PPO step, `step` is one PPO step, `cleanup` leaves nothing behind."""
+
+    training: Training
+    folder: RunFolder
+    _system: System | None = None
+
+    @classmethod
+    def get_default_config(cls) -> AlgorithmConfig:
+        return SmartRAGConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Warm-up and evaluation before PPO, or resume. RLlib's own set-up would build gym environments."""
+        assert isinstance(config, SmartRAGConfig)
+        run = config.run
+        assert run is not None, "SmartRAGConfig().smartrag(run) names the run"
+        self.callbacks, self.env_runner_group, self.offline_data = [], None, None
+        self._set_up_metrics()
+        found = inputs(run)
+        self.folder = _folder(run)
+        try:
+            system = self._system = System(run, found).start()
+            store = Checkpoints(self.folder.checkpoints, run.train.keep)
+            self.training = Training(
+                run, found.data, system.rollout, system.learner, system.publish, store, self.folder
+            )
+            self.folder.start_wandb(run.log, asdict(run), self.folder.folder.name)
+            if run.resume is not None:
+                self.training.resume(_checkpoint(run.resume))
+                return
+            samples = warmup.samples(
+                found.data.train, run.warmup, found.prompt, system.retrieval.client(), k=run.retriever.k, seed=run.seed
+            )
+            self.training.begin(asyncio.run(samples))
+        except BaseException:
+            self.cleanup()
+            raise
+
+    def step(self) -> dict[str, Any]:
+        return self.training.step()
+
+    def cleanup(self) -> None:
+        self.folder.close()
+        if self._system is not None:
+            self._system.close()
+            self._system = None
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For Tune, a pointer: checkpoints are published by `Training`, whole, verified and shared by all ranks."""
+        Path(checkpoint_dir, "run.txt").write_text(str(self.folder.folder))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        folder = Path(Path(checkpoint_dir, "run.txt").read_text())
+        self.training.store = Checkpoints(folder / "checkpoints", self.training.run.train.keep)
+        self.training.resume()
+
+
+def _folder(run: Run) -> RunFolder:
+    if run.resume is not None:
+        return RunFolder.find(run.runs, run.name, run.resume)
+    folder = RunFolder.create(run.runs, run.name)
+    folder.write("config.yaml", as_yaml(run))
+    return folder
+
+
+def _checkpoint(resume: str) -> Path | None:
+    """The checkpoint that `resume` names; None when it names a whole run, whose newest is meant."""
+    path = Path(resume)
+    return path.resolve() if path.parent.name == "checkpoints" else None

@@ -1,0 +1,46 @@
+"""A trained run answers questions, through the same episodes as in training."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from cluster.checkpoint import Checkpoints
+from cluster.driver import BAD_INPUT, NOTHING_TO_RESUME
+from cluster.system import BadInput, System, inputs
+from smartrag import evaluate, report
+from smartrag.compose import to_run
+from smartrag.config import Run
+from smartrag.episode import episode_id
+from smartrag.types import EpisodeRequest, Question
+
+
+def ask(folder: Path, questions: Sequence[str]) -> int:
+    """Prints one greedy episode a question, with the newest weights of the run; returns the exit code."""
+    folder = folder.resolve()
+    named = folder if folder.parent.name == "checkpoints" else None
+    home = folder.parent.parent if named else folder
+    try:
+        saved = OmegaConf.load(home / "config.yaml")
+        run = to_run(OmegaConf.merge(OmegaConf.structured(Run), saved))
+        checkpoint, _ = Checkpoints(home / "checkpoints", run.train.keep).load(named)
+        found = inputs(run, model=checkpoint / "policy")
+    except FileNotFoundError as error:
+        print(f"{folder} is not the folder of a run: {error}", file=sys.stderr)
+        return NOTHING_TO_RESUME
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    system = System(run, found, learn=False).start()
+    try:
+        requests = [
+            EpisodeRequest(
+                episode_id(run.seed, "ask", 0, i), Question(f"ask-{i}", text, ()), run.algorithm.quota, greedy=True
+            )
+            for i, text in enumerate(questions)
+        ]
+        print("\n\n".join(report.conversation(episode) for episode in evaluate.run_all(system.rollout, requests)))
+    finally:
+        system.close()
+    return 0

@@ -1,0 +1,73 @@
+"""What `launch/train.py` does with a checked run: drive the algorithm to its end and leave a run folder behind.
+
+Exit codes: 0 done, 3 something the run reads is wrong, 4 the cluster cannot hold it, 5 nothing to resume.
+A bug shows as a traceback and exit code 1.
+"""
+
+import json
+import logging
+import sys
+
+from tqdm import tqdm
+
+from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
+from cluster.placement import DoesNotFit
+from cluster.system import BadInput
+from smartrag import plot, report
+from smartrag.config import Run
+from smartrag.log import versions
+
+logger = logging.getLogger("smartrag")
+
+BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME = 3, 4, 5
+
+
+def drive(run: Run, *, warmup_only: bool = False) -> int:
+    """Train to the end, or only through the warm-up; returns the exit code."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.INFO)
+    algorithm: SmartRAGPPO | None = None
+    try:
+        algorithm = SmartRAGConfig().smartrag(run).build_algo()
+        if warmup_only:
+            logger.info("the warmed-up policy is in %s", algorithm.training.store.load()[0] / "policy")
+            return 0
+        _loop(algorithm)
+        _finish(algorithm)
+    except (BadInput, DoesNotFit, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return {BadInput: BAD_INPUT, DoesNotFit: DOES_NOT_FIT}.get(type(error), NOTHING_TO_RESUME)
+    finally:
+        if algorithm is not None:
+            algorithm.stop()
+    return 0
+
+
+def _loop(algorithm: SmartRAGPPO) -> None:
+    training = algorithm.training
+    bar = tqdm(
+        total=training.run.train.steps,
+        initial=training.steps_done,
+        desc="PPO",
+        unit="step",
+        disable=not training.run.log.progress,
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    )
+    with bar:
+        while not training.done:
+            row = algorithm.train()
+            bar.set_postfix_str(
+                f"reward {row['reward']:.2f}, EM {row['em']:.2f}, retrievals {row['retrievals_per_question']:.2f}, "
+                f"{row['generated_tokens'] / row['seconds_rollout']:.0f} tokens/s, canary {row['push/canary_gap']:.0e}"
+            )
+            bar.update()
+
+
+def _finish(algorithm: SmartRAGPPO) -> None:
+    """Evaluation after PPO, then summary.json and curves.png."""
+    training, folder = algorithm.training, algorithm.folder
+    summary = training.finish() | {"seconds": dict(training.seconds), "versions": versions()}
+    folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+    plot.curves(folder.rows(), summary, folder.folder / "curves.png")
+    print(report.as_text(summary))
+    logger.info("all of it is in %s", folder.folder)

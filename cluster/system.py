@@ -1,0 +1,173 @@
+"""The machines of one run, put together: inputs first, then seats, then everybody at once.
+
+inputs(run)    data, model, tokenizer, Java, index: every problem shows before a worker starts
+System(run)    placement group -> retrieval replicas, rollout workers, learner ranks -> weight push
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from transformers import AutoTokenizer
+
+from cluster.engine import engine_env
+from cluster.index import cached_index, verify
+from cluster.java import preflight
+from cluster.learner import LearnerGroup
+from cluster.placement import Seats, reserve
+from cluster.retrieval import RetrievalPool
+from cluster.rollout import RolloutPool, RolloutWorker
+from cluster.weights import WeightPush
+from smartrag.config import Run
+from smartrag.data import Dataset, load
+from smartrag.model import resolve
+from smartrag.prompt import Budget, Prompt
+
+_CANARY = "The quick brown fox jumps over the lazy dog in Reykjavík, 1999."
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    data: Dataset
+    model: Path  # folder with weights and tokenizer
+    prompt: Prompt
+    index: Path
+
+
+class BadInput(Exception):
+    """Something that the run reads is wrong; the message says what, where and what to do. Nothing has been started."""
+
+
+def inputs(run: Run, model: Path | None = None) -> Inputs:
+    """All that a run reads, checked before anything is started. `model`: weights in place of the run's own.
+
+    Raises BadInput.
+    """
+    try:
+        return _inputs(run, model)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise BadInput(str(error)) from error
+
+
+def _inputs(run: Run, model: Path | None) -> Inputs:
+    cache = Path(run.cache).expanduser()
+    preflight()
+    folder = resolve(run.model, cache / "models") if model is None else model
+    budget = Budget(run.model.context_tokens, run.model.new_tokens, run.model.passage_tokens)
+    prompt = Prompt(AutoTokenizer.from_pretrained(folder), run.model.instruction, budget)
+    data = load(run.data, cache / "data")
+    _check_lengths(data, prompt)
+    retriever = run.retriever
+    if retriever.index is not None:
+        index = Path(retriever.index).expanduser().resolve()
+        verify(index)
+    elif data.corpus is None:
+        raise ValueError(
+            f"data.source={run.data.source} brings no passages; name a built index with retriever.index=FOLDER"
+        )
+    else:
+        index = cached_index(
+            data.corpus, cache / "indexes", threads=os.cpu_count() or 1, k1=retriever.k1, b=retriever.b
+        )
+    return Inputs(data, folder, prompt, index)
+
+
+def _check_lengths(data: Dataset, prompt: Prompt) -> None:
+    """The context budget cuts passages and never the question, so a question that does not fit is refused."""
+    room = prompt.budget.context - 2 * prompt.budget.new_tokens - len(prompt.answer_ids)
+    long = [q for split in (data.train, data.dev, data.test) for q in split if len(prompt.question(q.text)) > room]
+    if long:
+        named = ", ".join(q.id for q in long[:5])
+        raise ValueError(
+            f"{len(long)} questions do not fit into {room} tokens (model.context_tokens={prompt.budget.context} "
+            f"less two generations): {named}; raise model.context_tokens or leave them out of the data"
+        )
+
+
+def connect(run: Run) -> None:
+    """Joins the job's cluster (RAY_ADDRESS), the one at `cluster.address`, or starts a local Ray. Once a process."""
+    if ray.is_initialized():
+        return
+    address = run.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, namespace="smartrag", log_to_driver=False)
+    else:
+        ray.init(
+            namespace="smartrag",
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.2",  # loopback; Ray replaces 127.0.0.1 by an address of the network
+        )
+
+
+class System:
+    """Rollout workers with engines, retrieval replicas with a JVM, learner ranks, and the weight push between them.
+
+    `learn=False` leaves the learner out: evaluation and `ask` serve the weights of `found.model` as they are.
+    """
+
+    rollout: RolloutPool
+    retrieval: RetrievalPool
+    learner: LearnerGroup
+
+    def __init__(self, run: Run, found: Inputs, *, learn: bool = True):
+        self.run, self._found, self._learn = run, found, learn
+        self._version = 0
+        self._stack = ExitStack()
+
+    def start(self) -> "System":
+        """Everybody at once; returns when all are ready. Whatever fails half-way takes down what stands."""
+        connect(self.run)
+        try:
+            seats = reserve(self.run, learn=self._learn)
+            self._stack.callback(seats.release)
+            with ThreadPoolExecutor() as together:
+                serving = together.submit(self._start_serving, seats)
+                learning = together.submit(self._start_learning, seats)
+                for started in (serving, learning):
+                    started.result()
+            if self._learn:
+                canary = self._found.prompt.question(_CANARY)
+                self._push = WeightPush(self.rollout, self.learner.ranks, self.run.cluster, canary)
+                self.rollout.on_restored = lambda _: self.publish(self._version)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Implements `Publish`; also brings a restarted worker what the others hold."""
+        self._version = version
+        return self._push(version)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _start_serving(self, seats: Seats) -> None:
+        run = self.run
+        self.retrieval = RetrievalPool(
+            run.retriever,
+            self._found.index,
+            ready_s=run.cluster.placement_timeout_s,
+            strategies=[seats.strategy(i) for i in seats.replicas],
+        )
+        self._stack.callback(self.retrieval.close)
+        self.rollout = RolloutPool(
+            run.cluster,
+            RolloutWorker,
+            (run, str(self._found.model), self.retrieval.client()),
+            env=engine_env(run.cluster),
+            strategies=[seats.strategy(i) for i in seats.engines],
+        )
+        self._stack.callback(self.rollout.close)
+
+    def _start_learning(self, seats: Seats) -> None:
+        if self._learn:
+            self.learner = LearnerGroup(
+                self.run, self._found.model, strategies=[seats.strategy(i) for i in seats.learners]
+            )
+            self._stack.callback(self.learner.close)

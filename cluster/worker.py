@@ -1,0 +1,65 @@
+"""The actor that runs episodes: one engine, a tokenizer, and a client of the retrieval service."""
+
+import inspect
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from cluster.engine import Engine, engine_args
+from cluster.wire import use_interface_of
+from smartrag.config import Run
+from smartrag.episode import run_episode
+from smartrag.prompt import Budget, Prompt
+from smartrag.types import Episode, EpisodeRequest, Retrieve
+
+
+class StaleWorker(RuntimeError):
+    """This process is not the one the caller means: the worker was restarted and holds the weights it started with."""
+
+
+class RolloutWorker:
+    """One engine and what an episode needs beside it. An async Ray actor; many episodes run in it at a time.
+
+    `path` is the folder of model and tokenizer, `retrieve` the client of the retrieval service (picklable).
+    """
+
+    def __init__(self, run: Run, path: str, retrieve: Retrieve):
+        use_interface_of(ray.util.get_node_ip_address())
+        from transformers import AutoTokenizer
+
+        model = run.model
+        budget = Budget(model.context_tokens, model.new_tokens, model.passage_tokens)
+        self.prompt = Prompt(AutoTokenizer.from_pretrained(path), model.instruction, budget)
+        self.engine = Engine(engine_args(model, run.cluster, path), self.prompt.end_id)
+        self.retrieve, self.k, self.temperature = retrieve, run.retriever.k, run.algorithm.temperature
+        self.incarnation = uuid.uuid4().hex
+
+    async def run_episode(self, request: EpisodeRequest, incarnation: str | None = None) -> Episode:
+        """One question to its end. Raises EpisodeFailed; StaleWorker when `incarnation` is not this one."""
+        self.admit(incarnation)
+        return await run_episode(
+            request, self.engine, self.retrieve, self.prompt, k=self.k, temperature=self.temperature
+        )
+
+    def admit(self, incarnation: str | None) -> None:
+        if incarnation not in (None, self.incarnation):
+            raise StaleWorker(f"asked for {incarnation}, this is {self.incarnation}")
+
+    async def identity(self) -> str:
+        """A name of this process; another after a restart."""
+        return self.incarnation
+
+    async def on_engine(self, verb: str, *args: Any) -> Any:
+        """Call a method of the engine (the verbs of a weight push)."""
+        return await getattr(self.engine, verb)(*args)
+
+    async def ping(self) -> str:
+        await self.engine.check()
+        return "pong"
+
+    async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What FaultTolerantActorManager calls."""
+        result = func(self, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,184 @@
+"""DeepSpeed: how ranks join, a model under ZeRO, a frozen one, and full parameters wherever they are split.
+
+Imported only in learner ranks. DeepSpeed itself is imported after `join` has set the environment that it reads.
+"""
+
+import ipaddress
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from smartrag.config import LearnerGroup, Precision
+from smartrag.ranks import Ranks
+
+_TAG = "zero"  # DeepSpeed's folder inside a saved engine's
+_GATHERED_BYTES = 256 << 20  # of ZeRO-3 parameters made whole at a time
+
+
+def join(rank: int, count: int, host: str, port: int, *, gpu: bool, node_ip: str, timeout_s: float) -> Ranks:
+    """Joins the process group of the learner; blocks until all ranks have."""
+    place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": 0, "LOCAL_SIZE": 1}
+    os.environ |= {name: str(x) for name, x in place.items()}
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port), "DS_ACCELERATOR": "cuda" if gpu else "cpu"}
+    os.environ["GLOO_SOCKET_IFNAME"] = _interface(node_ip)
+    import deepspeed
+    import deepspeed.ops
+
+    # Its shared-memory collectives would be compiled here: a minute, a compiler, and a lock that a killed build leaves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        "nccl" if gpu else "gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s), verbose=False
+    )
+
+    def all_reduce_sum(x: Tensor) -> Tensor:
+        dist.all_reduce(x)
+        return x
+
+    return Ranks(rank, count, torch.device("cuda" if gpu else "cpu"), all_reduce_sum)
+
+
+def _interface(ip: str) -> str:
+    """Name of the network interface with this address. gloo would guess by the host name, which may mean anything."""
+    wanted = "127.0.0.1" if ipaddress.ip_address(ip).is_loopback else ip
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.address == wanted for a in addresses):
+            return name
+    raise RuntimeError(f"no network interface of this node has its Ray address {ip}")
+
+
+def _settings(group: LearnerGroup, precision: Precision) -> dict[str, Any]:
+    bf16 = precision is Precision.bfloat16
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # of no effect: micro-batches and their number are the caller's
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": group.max_grad_norm,
+        "zero_optimization": {"stage": group.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16, "check_grad_overflow": bf16},
+    }
+    if bf16 and group.zero_stage:
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _merged(ours, group.deepspeed)
+
+
+def _merged(ours: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {name: _merged(ours[name], x) for name, x in over.items() if isinstance(ours.get(name), dict)}
+    return ours | over | both
+
+
+def whole(params: Sequence[nn.Parameter], *, write: bool = False) -> AbstractContextManager[Any]:
+    """Within it, ZeRO-3 parameters are complete; with `write`, what rank 0 writes to them reaches every rank.
+
+    A collective. Does nothing to parameters that are not split.
+    """
+    if not any(hasattr(p, "ds_id") for p in params):
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters(list(params), modifier_rank=0 if write else None)
+
+
+def groups(params: Sequence[nn.Parameter]) -> Iterator[Sequence[int]]:
+    """Indices of `params`, in order, cut so that a group's parameters can be whole at the same time."""
+    group: list[int] = []
+    size = 0
+    for i, p in enumerate(params):
+        bytes_ = getattr(p, "ds_numel", p.numel()) * p.element_size()
+        if group and size + bytes_ > _GATHERED_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(i)
+        size += bytes_
+    yield group
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter once (tied ones under their first name), whole. All ranks must run it to its end."""
+    names, params = zip(*module.named_parameters(), strict=True)
+    for group in groups(params):
+        with whole([params[i] for i in group]):
+            for i in group:
+                yield names[i], params[i].detach()
+
+
+@torch.no_grad()
+def copy_parameters(source: Sequence[nn.Parameter] | Sequence[Tensor], target: Sequence[nn.Parameter]) -> None:
+    """target <- source, parameter by parameter; either side may be split. A collective."""
+    for group in groups(target):
+        theirs, mine = [source[i] for i in group], [target[i] for i in group]
+        with whole([p for p in theirs if isinstance(p, nn.Parameter)]), whole(mine, write=True):
+            for x, p in zip(theirs, mine, strict=True):
+                p.data.copy_(x)
+
+
+class ZeroEngine:
+    """A module under ZeRO with AdamW; a `smartrag.ranks.Engine`."""
+
+    def __init__(self, module: nn.Module, group: LearnerGroup, learning_rate: float, precision: Precision):
+        import deepspeed
+
+        self.module = module
+        self._stage = group.zero_stage
+        # torch's own AdamW: DeepSpeed's would be compiled at start.
+        self._adam = torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, weight_decay=group.weight_decay, fused=group.gpus > 0 or None
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self._adam, config=_settings(group, precision), dist_init_required=False
+        )
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def step(self) -> float:
+        """See `Engine.step`. ZeRO skips a step of non-finite norm itself; stage 0 (data parallelism) does not."""
+        norm = float("nan")
+        if self._stage == 0:
+            norm = float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+            if norm != norm or norm == float("inf"):
+                self._engine.zero_grad()
+                return norm
+        self._engine.step()
+        return norm if self._stage == 0 else float(self._engine.get_global_grad_norm())
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+
+    def forget_moments(self) -> None:
+        """AdamW as if it had never stepped."""
+        for state in self._adam.state.values():
+            for x in state.values():
+                x.zero_()
+
+    def save(self, folder: str) -> None:
+        """A collective; `folder` must be one that all ranks share."""
+        self._engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
+
+    def load(self, folder: str) -> None:
+        """A collective. Unpickles: call it on verified files only."""
+        loaded, _ = self._engine.load_checkpoint(folder, tag=_TAG)
+        if loaded is None:
+            raise ValueError(f"DeepSpeed found nothing to load in {folder}")
+
+
+def freeze(module: nn.Module, group: LearnerGroup, precision: Precision, device: torch.device) -> Callable[..., Any]:
+    """The forward of a module that is not trained; split over ranks where the trained ones are (ZeRO-3)."""
+    module.requires_grad_(False)
+    if group.zero_stage < 3:
+        return module.to(device)
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=module, config=_settings(group, precision), dist_init_required=False)
+    return engine

@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Build a Lucene index: python launch/index.py corpus=FOLDER_OR_FILE out=FOLDER [k1=0.9] [b=0.4] [threads=1]"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+
+@dataclass
+class Index:
+    corpus: str = MISSING
+    out: str = MISSING
+    k1: float = MISSING
+    b: float = MISSING
+    threads: int = MISSING
+
+
+@hydra.main(config_path="../conf", config_name="index", version_base="1.3")
+def main(config: Index) -> None:
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        sys.exit(_refused(f"{' and '.join(missing)} must be given; see python launch/index.py --help"))
+    from cluster.index import build_index
+
+    given, out = Path(config.corpus).expanduser(), Path(config.out).expanduser()
+    corpus = given / "corpus.jsonl" if given.is_dir() else given
+    try:
+        manifest = build_index(corpus, out, threads=config.threads, k1=config.k1, b=config.b)
+    except (ValueError, RuntimeError, OSError) as error:  # bad data, an index in the way, no Java, a full disk
+        sys.exit(_refused(str(error)))
+    print(f"{out}: {manifest.rows:,} passages, fingerprint {manifest.fingerprint}")
+
+
+def _refused(why: str) -> int:
+    print(why, file=sys.stderr)
+    return 3
+
+
+if __name__ == "__main__":
+    ConfigStore.instance().store(name="index_schema", node=Index)
+    main()

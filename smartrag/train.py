@@ -1,0 +1,179 @@
+"""The run: warm-up, then roll out -> trajectories -> update -> publish, with an evaluation before and after.
+
+`Training` knows its counterparts only through the Protocols of `types.py`; which machines stand behind them is
+`cluster`'s affair. All that a step needs derives from (seed, step), so a resumed run goes on as if never stopped.
+"""
+
+import functools
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from smartrag import evaluate
+from smartrag.config import Run
+from smartrag.data import Dataset
+from smartrag.episode import episode_id
+from smartrag.log import RunFolder
+from smartrag.trajectory import to_trajectory
+from smartrag.types import EpisodeRequest, Gate, Learner, Publish, Question, Rollout, Store, Trajectory
+from smartrag.warmup import batches
+
+logger = logging.getLogger("smartrag")
+
+
+class Training:
+    """One run. Call `begin` or `resume`, then `step` until `done`, then `finish`."""
+
+    def __init__(
+        self,
+        run: Run,
+        data: Dataset,
+        rollout: Rollout,
+        learner: Learner,
+        publish: Publish,
+        store: Store,
+        folder: RunFolder,
+    ):
+        self.run, self.data, self.folder = run, data, folder
+        self.rollout, self.learner, self.publish, self.store = rollout, learner, publish, store
+        self.steps_done = 0
+        self.summary: dict[str, Any] = {}
+        self.seconds: Counter[str] = Counter()  # by phase, over all lives of the run
+
+    @property
+    def done(self) -> bool:
+        return self.steps_done >= self.run.train.steps
+
+    def begin(self, warmup: Sequence[Trajectory]) -> None:
+        """Warm-up on `warmup` (may be empty), first push, evaluation before PPO, checkpoint 0."""
+        steps = list(batches(warmup, self.run.warmup.batch))
+        self.rollout.rest()
+        with self._timed("warmup"):
+            for batch in (bar := tqdm(steps, desc="warm-up", unit="step", disable=not self.run.log.progress)):
+                bar.set_postfix(loss=f"{self.learner.imitate(batch, self.run.warmup.learning_rate)['loss']:.3f}")
+            self.learner.snapshot_reference()
+        self._push()
+        self._evaluate("before", Gate.POLICY)
+        self._save()
+
+    def resume(self, checkpoint: Path | None = None) -> None:
+        """Goes on from a checkpoint, the newest when None. The first act is a push."""
+        folder, state = self.store.load(checkpoint)
+        self.rollout.rest()
+        self.learner.load(str(folder / "learner"))
+        self.steps_done, self.summary = state["steps_done"], state["summary"]
+        self.seconds.update(state["seconds"])
+        self.folder.rewind(self.steps_done)
+        self._push()
+        logger.info("resumed from %s: %d of %d steps are done", folder, self.steps_done, self.run.train.steps)
+
+    def step(self) -> dict[str, float]:
+        """One PPO step; returns its row of metrics.jsonl."""
+        number = self.steps_done
+        with self._timed("rollout") as rollout_s:
+            episodes = evaluate.run_all(self.rollout, self._plan(number))
+        trajectories = [to_trajectory(episode, self.run.reward) for episode in episodes]
+        self.rollout.rest()
+        with self._timed("update") as update_s:
+            learned = self.learner.update(trajectories, number)
+        self.steps_done += 1
+        row: dict[str, float] = {
+            "step": self.steps_done,
+            **evaluate.means(evaluate.table(episodes, self.run.reward)),
+            **learned,
+            **self._push(),
+            "generated_tokens": sum(sum(t.mask) for t in trajectories),
+            "seconds_rollout": rollout_s(),
+            "seconds_update": update_s(),
+        }
+        if self.run.train.evaluate_every and self.steps_done % self.run.train.evaluate_every == 0:
+            row |= self._dev_scores()
+        self.folder.metrics(row)
+        for episode in episodes[: self.run.log.episodes]:
+            self.folder.episode({"step": self.steps_done, **evaluate.describe(episode, self.run.reward)})
+        if self.steps_done % self.run.train.save_every == 0 or self.done:
+            self._save()
+        return row
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluation after PPO and of the fixed gates, on the same test questions. Returns the summary."""
+        self._evaluate("after", Gate.POLICY)
+        if self.run.train.gates:
+            self._evaluate("never", Gate.NEVER)
+            self._evaluate("always", Gate.ALWAYS)
+        rewards = {name: self.folder.evaluation(name)["reward"] for name in self.summary}
+        self.summary["difference"] = {
+            f"after_minus_{other}": evaluate.interval(rewards["after"] - rewards[other], self.run.seed)
+            for other in rewards
+            if other != "after"
+        }
+        return self.summary
+
+    def _plan(self, step: int) -> list[EpisodeRequest]:
+        """The train questions in a new order each epoch, each once an epoch, wherever a run resumes."""
+        pool, count = self.data.train, self.run.train.episodes
+        requests = []
+        for slot in range(count):
+            epoch, place = divmod(step * count + slot, len(pool))
+            question = pool[_order(self.run.seed, epoch, len(pool))[place]]
+            requests.append(
+                EpisodeRequest(episode_id(self.run.seed, "train", step, slot), question, self.run.algorithm.quota)
+            )
+        return requests
+
+    def _push(self) -> dict[str, float]:
+        with self._timed("push"):
+            return {f"push/{name}": value for name, value in self.publish(self.steps_done).items()}
+
+    def _evaluate(self, name: str, gate: Gate) -> None:
+        """Asks every test question once and files the result as `summary[name]` and evaluation-<name>.jsonl."""
+        with self._timed("evaluation"):
+            episodes = self._ask(self.data.test, name, gate)
+        columns = evaluate.table(episodes, self.run.reward)
+        self.folder.write_evaluation(name, [evaluate.describe(e, self.run.reward) for e in episodes])
+        self.summary[name] = {
+            **evaluate.summary(columns, self.run.seed),
+            "retrieval_rate_by_popularity_fifth": evaluate.retrieval_by_popularity(episodes),
+            "by_hops": evaluate.by_hops(episodes, self.run.reward),
+        }
+        logger.info("%s: %s", name, evaluate.line(columns))
+
+    def _dev_scores(self) -> dict[str, float]:
+        with self._timed("evaluation"):
+            episodes = self._ask(self.data.dev, "dev", Gate.POLICY)
+        return {f"dev/{name}": x for name, x in evaluate.means(evaluate.table(episodes, self.run.reward)).items()}
+
+    def _ask(self, questions: Sequence[Question], phase: str, gate: Gate) -> list[Any]:
+        wanted = evaluate.requests(
+            questions, seed=self.run.seed, phase=f"{phase}/{self.steps_done}", quota=self.run.algorithm.quota, gate=gate
+        )
+        return evaluate.run_all(self.rollout, wanted)
+
+    def _save(self) -> None:
+        state = {"steps_done": self.steps_done, "summary": self.summary, "seconds": dict(self.seconds)}
+        with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
+            self.learner.save(str(folder / "learner"))
+            self.learner.export(str(folder / "policy"))
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[Any]:
+        """Adds the block's seconds to `phase`; yields a function that tells them afterwards."""
+        start = time.monotonic()
+        took = [0.0]
+        yield lambda: took[0]
+        took[0] = time.monotonic() - start
+        self.seconds[phase] += took[0]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"order/{seed}/{epoch}").shuffle(order)
+    return order

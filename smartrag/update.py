@@ -1,0 +1,176 @@
+"""One update of policy and critic over a rank's trajectories: PPO (`update`) or imitation (`imitate`).
+
+Whatever is a mean here is one over ALL ranks: n ranks and one rank take the same steps.
+
+Shapes: B trajectories of this rank, T tokens of the longest.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from smartrag import advantage, experience, loss
+from smartrag.batch import collate, lengths, micro_batches, take
+from smartrag.config import Algorithm
+from smartrag.experience import Experience, Models
+from smartrag.ranks import Engine, Ranks
+from smartrag.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What does not change during one update. All but `ranks` is the same on every rank."""
+
+    models: Models
+    algorithm: Algorithm
+    ranks: Ranks
+    kl_coef: float  # β of this update
+    pad_id: int
+    micro_batch_tokens: int
+    train_policy: bool  # False: only the critic learns
+    seed: int
+
+
+def update(minibatches: Sequence[Sequence[Trajectory]], setup: Setup) -> dict[str, float]:
+    """PPO on this rank's share of each minibatch (Schulman et al. 2017, arXiv 1707.06347, algorithm 1).
+
+    experience -> epochs x minibatches x (micro-batches -> gradient) -> optimiser step.  Returns metrics.
+    """
+    algorithm, ranks = setup.algorithm, setup.ranks
+    exp = experience.gather(
+        collate([t for part in minibatches for t in part], setup.pad_id),
+        setup.models,
+        algorithm,
+        ranks,
+        kl_coef=setup.kl_coef,
+        micro_batch_tokens=setup.micro_batch_tokens,
+    )
+    metrics = experience.metrics(exp, algorithm.importance_cap, ranks) | {"kl_coef": setup.kl_coef}
+    if algorithm.whiten_advantages:
+        exp = replace(exp, advantages=experience.whitened_advantages(exp, ranks))
+    groups = _rows(minibatches)
+    steps = []
+    for epoch in range(algorithm.epochs):
+        order = random.Random(f"epoch/{setup.seed}/{epoch}").sample(groups, len(groups))
+        steps += [optimiser_step(exp, rows, setup) for rows in order]
+    return metrics | _step_metrics(steps, setup)
+
+
+def imitate(
+    policy: Engine, trajectories: Sequence[Trajectory], ranks: Ranks, *, pad_id: int, micro_batch_tokens: int
+) -> dict[str, float]:
+    """One optimiser step on the mean cross-entropy of the masked tokens, −(1/n) Σ log π(aₜ | sₜ)."""
+    batch = collate(trajectories, pad_id)
+    tokens = float(ranks.sum(batch.mask.sum()))
+    total = 0.0
+    plan = ranks.equal_counts(micro_batches(lengths(batch), micro_batch_tokens))
+    for i, rows in enumerate(plan):
+        part = take(batch, rows)
+        mask = part.mask.to(ranks.device)
+        logp, _ = policy.forward(part.token_ids.to(ranks.device), mask, 1.0)
+        nll = -loss.masked_sum(logp, mask)
+        policy.backward(nll * (ranks.count / tokens), last=i == len(plan) - 1)
+        total += float(nll.detach())
+    norm = policy.step()
+    mean = float(ranks.sum(torch.tensor(total))) / tokens
+    return {"loss": mean, "grad_norm": norm, "skipped_steps": float(not math.isfinite(norm)), "policy_tokens": tokens}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one optimiser step came to on this rank."""
+
+    sums: Counter[str]  # over policy tokens
+    deviation: float  # largest |ratio − 1|
+    norm: float  # of the policy's gradient, over all ranks, before clipping; 0.0 when it did not learn
+    critic_norm: float
+
+
+def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
+    """One step of each engine on the trajectories `rows`, micro-batch by micro-batch."""
+    models, algorithm, ranks = setup.models, setup.algorithm, setup.ranks
+    tokens = float(ranks.sum(exp.batch.mask[list(rows)].sum()))
+    # Engines average gradients over ranks. Wanted is the sum over ranks, divided by the tokens of all of them.
+    scale = ranks.count / tokens
+    sums: Counter[str] = Counter()
+    deviation = 0.0
+    plan = ranks.equal_counts(micro_batches(lengths(exp.batch), setup.micro_batch_tokens, rows))
+    for i, some in enumerate(plan):
+        last = i == len(plan) - 1
+        part = take(exp.batch, some)
+        ids, mask = part.token_ids.to(ranks.device), part.mask.to(ranks.device)
+        old, advantages, weights, values, returns = (
+            _cut(x, some, mask) for x in (exp.old, exp.advantages, exp.weights, exp.values, exp.returns)
+        )
+        now = advantage.state_values(models.critic.forward(ids))
+        value_loss = loss.value_loss(now, values, returns, mask, algorithm.value_clip)
+        models.critic.backward(value_loss * scale, last)
+        sums["tokens"] += float(mask.sum())
+        sums["value_loss"] += float(value_loss.detach())
+        if not setup.train_policy:
+            continue
+        logp, entropy = models.policy.forward(ids, mask, algorithm.temperature)
+        surrogate = loss.clipped_surrogate(logp, old, advantages, weights, mask, algorithm.clip)
+        entropy_sum = loss.masked_sum(entropy, mask)
+        models.policy.backward((surrogate - algorithm.entropy_coef * entropy_sum) * scale, last)
+        logp = torch.where(mask, logp.detach(), 0.0)
+        off = loss.ratio(logp, old) - 1  # zero off the mask, where both log-probs are
+        sums["policy_loss"] += float(surrogate.detach())
+        sums["entropy"] += float(entropy_sum.detach())
+        sums["ratio"] += float(off.sum()) + float(mask.sum())
+        sums["clipped"] += float((off.abs() > algorithm.clip).sum())
+        sums["approx_kl"] += float(loss.k3(old, logp).sum())
+        deviation = max(deviation, float(off.abs().max()))
+    critic_norm = models.critic.step()
+    return Step(sums, deviation, models.policy.step() if setup.train_policy else 0.0, critic_norm)
+
+
+def _cut(x: Tensor, rows: list[int], mask: Tensor) -> Tensor:
+    """Rows of a [B, T] field beside a micro-batch's mask, as `take` cuts them."""
+    return torch.where(mask, x[rows or [0], : mask.shape[1]].to(mask.device), 0.0)
+
+
+def _rows(minibatches: Sequence[Sequence[Trajectory]]) -> list[list[int]]:
+    """Row numbers of each minibatch in the batch collated from all of them."""
+    ends = [sum(len(part) for part in minibatches[: i + 1]) for i in range(len(minibatches))]
+    return [list(range(end - len(part), end)) for end, part in zip(ends, minibatches, strict=True)]
+
+
+def _step_metrics(steps: Sequence[Step], setup: Setup) -> dict[str, float]:
+    """Means per policy token over all optimiser steps and ranks."""
+    ranks = setup.ranks
+    names = ["tokens", "value_loss"]
+    if setup.train_policy:
+        names += ["policy_loss", "entropy", "clipped", "approx_kl"]
+    total = ranks.sums({name: sum(s.sums[name] for s in steps) for name in names})
+    tokens = total["tokens"]
+    skipped = sum((not math.isfinite(s.norm)) + (not math.isfinite(s.critic_norm)) for s in steps)
+    metrics = {
+        "value_loss": total["value_loss"] / tokens,
+        "critic_grad_norm": _mean([s.critic_norm for s in steps]),
+        "optimiser_steps": float(len(steps)),
+        "skipped_steps": float(skipped),
+    }
+    if not setup.train_policy:
+        return metrics
+    first = ranks.sums({name: steps[0].sums[name] for name in ("ratio", "tokens")})
+    return metrics | {
+        "policy_loss": total["policy_loss"] / tokens,
+        "entropy": total["entropy"] / tokens,
+        "clip_fraction": total["clipped"] / tokens,
+        "approx_kl": total["approx_kl"] / tokens,
+        "grad_norm": _mean([s.norm for s in steps]),
+        # Before the first step the policy is still the one that `old` came from: anything but 1 is a bug.
+        "first_ratio": first["ratio"] / first["tokens"],
+        "first_ratio_deviation": ranks.max(steps[0].deviation),
+    }
+
+
+def _mean(norms: Sequence[float]) -> float:
+    finite = [n for n in norms if math.isfinite(n)]
+    return sum(finite) / len(finite) if finite else float("nan")

@@ -1,0 +1,290 @@
+"""A real vLLM engine against transformers: log-probs, seeds, stops, and weights that arrive and are proved."""
+
+import dataclasses
+import itertools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from ray.exceptions import GetTimeoutError
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from cluster.engine import engine_env
+from cluster.rollout import RolloutPool
+from cluster.weights import CanaryFailed, WeightPush, WeightSender
+from cluster.worker import RolloutWorker
+from smartrag.compose import ROOT, load
+from smartrag.config import Run
+from smartrag.types import Completion, EpisodeFailed, EpisodeRequest, Question, Stop
+from tests import toys
+
+pytestmark = pytest.mark.slow
+
+CONTEXT = 512
+CANARY = list(range(3, 60))
+
+
+class OpenWorker(RolloutWorker):
+    """Lets the tests generate without an episode around it."""
+
+    async def generate(self, ids: Sequence[int], tokens: int, temperature: float, seed: int) -> Completion:
+        return await self.engine(
+            ids, max_new_tokens=tokens, temperature=temperature, seed=seed, request_id=f"test-{seed}"
+        )
+
+    async def plant(self, planted: bool) -> None:
+        await self.engine._llm.collective_rpc("forget_to_repack", args=(planted,))
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+class HfLearner:
+    """Stands in for the DeepSpeed learner: a transformers model whose weights jump when told."""
+
+    def __init__(self, path: str):
+        torch.set_num_threads(1)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.sender = WeightSender()
+
+    def weight_metadata(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        return [(name, "float32", tuple(p.shape)) for name, p in self.model.named_parameters()]
+
+    def connect_weights(self, init_info: dict[str, Any]) -> None:
+        self.sender.connect(init_info)
+
+    def send_weights(self, bucket_mib: int) -> None:
+        self.sender.send(iter(self.model.named_parameters()), bucket_mib)
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        return self.logprobs(token_ids, 1.0)
+
+    @torch.no_grad()
+    def logprobs(self, ids: Sequence[int], temperature: float) -> list[float]:
+        """Of tokens 1.. given those before."""
+        logits = self.model(torch.tensor([ids])).logits[0, :-1] / temperature
+        return logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+
+    @torch.no_grad()
+    def jump(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for p in self.model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+
+
+@dataclass
+class World:
+    tied: bool
+    pool: RolloutPool
+    learner: Any
+    push: WeightPush
+    versions: Iterator[int]
+    seeds: Iterator[int]
+    end_id: int
+
+    @property
+    def worker(self) -> Any:
+        return self.pool.handles()[0]
+
+    def generate(self, ids: Sequence[int], tokens: int = 24, temperature: float = 1.0, seed: int = 1) -> Completion:
+        return ray.get(self.worker.generate.remote(ids, tokens, temperature, seed), timeout=60)
+
+    def reference(self, ids: Sequence[int], completion: Completion, temperature: float = 1.0) -> torch.Tensor:
+        """Transformers' log-probs of a completion's tokens under the learner's weights."""
+        all_ids = [*ids, *completion.token_ids]
+        found = ray.get(self.learner.logprobs.remote(all_ids, temperature))
+        return torch.tensor(found[len(ids) - 1 :])
+
+
+def run_of(workers: int = 1) -> Run:
+    run = load([])
+    model = dataclasses.replace(run.model, context_tokens=CONTEXT, new_tokens=48, passage_tokens=40, instruction="")
+    extension = {"worker_extension_cls": "tests.cluster.faults.Faults"}
+    engine = dataclasses.replace(
+        run.cluster.engine, workers=workers, cpus=0.5, kv_cache_gib=0.25, concurrency=32, engine_args=extension
+    )
+    cluster = dataclasses.replace(
+        run.cluster, engine=engine, bucket_mib=1, canary_tolerance=1e-3, placement_timeout_s=300.0, call_timeout_s=120.0
+    )
+    return dataclasses.replace(run, model=model, cluster=cluster)
+
+
+def tiny_model(folder: Path, tied: bool) -> str:
+    """Random weights with sharp enough distributions, and a chat tokenizer of bytes."""
+    torch.manual_seed(0)
+    tokenizer = toys.tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=tied,
+        initializer_range=0.15,
+        bos_token_id=None,
+        eos_token_id=5,  # not our end token: the engine must not heed it
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def world(
+    request: pytest.FixtureRequest, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    tied = request.param == "tied"
+    path = tiny_model(tmp_path_factory.mktemp(request.param), tied)
+    run = run_of()
+    env = engine_env(run.cluster) | {"PYTHONPATH": str(ROOT)}
+    learner = ray.remote(HfLearner).options(num_cpus=0.5).remote(path)
+    pool = RolloutPool(run.cluster, OpenWorker, (run, path, toys.Shelf(toys.OSLO)), env=env)
+    push = WeightPush(pool, [learner], run.cluster, CANARY)
+    yield World(tied, pool, learner, push, itertools.count(3), itertools.count(100), toys.prompt().end_id)
+    pool.close()
+    ray.kill(learner)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_transformers(world: World, temperature: float) -> None:
+    worst = 0.0
+    for seed in range(6):
+        ids = list(range(10 + seed, 70 + seed))
+        completion = world.generate(ids, temperature=temperature, seed=seed)
+        gap = (torch.tensor(completion.logprobs) - world.reference(ids, completion, temperature)).abs().max()
+        worst = max(worst, float(gap))
+    print(f"engine against transformers, temperature {temperature}: {worst:.2g} nats")
+    assert worst < 2e-4
+
+
+def test_greedy_takes_the_best_token(world: World) -> None:
+    ids = list(range(10, 40))
+    completion = world.generate(ids, tokens=6, temperature=0.0)
+    logits = [ray.get(world.learner.logprobs.remote([*ids, token], 1.0))[-1] for token in range(len(toys.tokenizer()))]
+    assert completion.token_ids[0] == int(torch.tensor(logits).argmax())
+
+
+def test_same_seed_same_tokens(world: World) -> None:
+    ids = list(range(10, 40))
+    assert world.generate(ids, seed=5) == world.generate(ids, seed=5)
+    assert world.generate(ids, seed=5).token_ids != world.generate(ids, seed=6).token_ids
+
+
+def test_the_end_token_is_kept_and_nothing_else_ends(world: World) -> None:
+    ids = list(range(10, 40))
+    refs = [world.worker.generate.remote(ids, 200, 1.5, seed) for seed in range(32)]
+    found = ray.get(refs, timeout=60)
+    assert {completion.stop for completion in found} == {Stop.END, Stop.LENGTH}
+    for completion in found:
+        assert len(completion.logprobs) == len(completion.weight_versions) == len(completion.token_ids)
+        assert world.end_id not in completion.token_ids[:-1]
+        assert (completion.token_ids[-1] == world.end_id) == (completion.stop is Stop.END)
+        assert (len(completion.token_ids) == 200) or completion.stop is Stop.END
+    assert any(5 in completion.token_ids[:-1] for completion in found)  # the end token of the model's config
+
+
+def test_a_push_of_changed_weights_arrives(world: World) -> None:
+    ids = list(range(20, 180))  # five blocks of the prefix cache
+    old = world.generate(ids)
+    ray.get(world.learner.jump.remote(1))
+    version = next(world.versions)
+    report = world.push(version)
+    print({name: round(value, 6) for name, value in report.items()})
+    assert 0 <= report["canary_gap"] < 1e-3
+    new = world.generate(ids)
+    assert (torch.tensor(new.logprobs) - world.reference(ids, new)).abs().max() < 1e-3
+    assert (torch.tensor(old.logprobs) - world.reference(ids, old)).abs().max() > 0.1  # they did change
+    assert set(new.weight_versions) == {version}
+
+
+def test_a_generation_goes_on_across_a_push(world: World) -> None:
+    world.push(first := next(world.versions))
+    ids = list(range(20, 60))
+    seeds = range(4)
+    refs = [world.worker.generate.remote(ids, CONTEXT - 60, 1.0, next(world.seeds)) for _ in seeds]
+    time.sleep(0.3)
+    before = [ray.get(world.learner.prompt_logprobs.remote(ids))]
+    old_model = ray.get(
+        world.learner.__ray_call__.remote(lambda self: {k: v.clone() for k, v in self.model.state_dict().items()})
+    )
+    ray.get(world.learner.jump.remote(2))
+    world.push(second := next(world.versions))
+    completions = [c for c in ray.get(refs, timeout=120) if set(c.weight_versions) == {first, second}]
+    assert completions, "no generation was under way; make them longer"
+    del before
+    for completion in completions:
+        new = torch.tensor(completion.weight_versions) == second
+        assert list(completion.weight_versions) == sorted(completion.weight_versions)
+        gaps = (torch.tensor(completion.logprobs) - world.reference(ids, completion)).abs()
+        assert gaps[new].max() < 1e-3
+        assert gaps[~new].max() > 0.1
+    assert old_model
+
+
+def test_episodes_run_through_the_pool(world: World) -> None:
+    requests = [EpisodeRequest(f"{i:032d}", Question(f"q{i}", toys.QUESTION, ("Norway",)), 1) for i in range(12)]
+    episodes = {episode.id: episode for episode in world.pool(requests)}
+    assert sorted(episodes) == [request.id for request in requests]
+    again = {episode.id: episode for episode in world.pool(requests)}
+    assert {k: e.turns[0].completion.token_ids for k, e in again.items()} == {
+        k: e.turns[0].completion.token_ids for k, e in episodes.items()
+    }
+
+
+def test_the_canary_catches_a_tied_head_that_kept_its_old_copy(world: World) -> None:
+    if not world.tied:
+        pytest.skip("an untied head is loaded like any other layer")
+    world.push(next(world.versions))
+    ids = list(range(20, 60))
+    begun = [world.worker.generate.remote(ids, CONTEXT - 60, 1.0, next(world.seeds)) for _ in range(4)]
+    time.sleep(0.2)
+    ray.get(world.worker.plant.remote(True))
+    ray.get(world.learner.jump.remote(3))
+    with pytest.raises(CanaryFailed, match=r"engine 0 does not hold the learner's weights.*gap") as caught:
+        world.push(next(world.versions))
+    print(caught.value)
+    voided = 0
+    for ref in begun:
+        try:
+            ray.get(ref, timeout=10)
+        except EpisodeFailed:
+            voided += 1
+    assert voided, "no generation was under way"
+    waiting = world.worker.generate.remote(ids, 4, 1.0, 1)
+    with pytest.raises(GetTimeoutError):
+        ray.get(waiting, timeout=1.0)  # it does not serve weights that are not proved
+    ray.get(world.worker.plant.remote(False))
+    version = next(world.versions)
+    assert world.push(version)["canary_gap"] < 1e-3
+    assert set(ray.get(waiting, timeout=30).weight_versions) == {version}
+
+
+@pytest.mark.chaos
+def test_an_engine_that_dies_comes_back_with_the_current_weights(world: World) -> None:
+    if not world.tied:
+        pytest.skip("once is enough")
+    version = next(world.versions)
+    world.push(version)
+    world.pool.on_restored = lambda workers: world.push(version)
+    actor = psutil.Process(ray.get(world.worker.pid.remote()))
+    requests = [EpisodeRequest(f"{i:032d}", Question(f"q{i}", toys.QUESTION, ("Norway",)), 1) for i in range(40)]
+    episodes = []
+    for episode in world.pool(requests):
+        if not episodes:
+            for child in actor.children(recursive=True):
+                if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline()):
+                    child.kill()
+        episodes.append(episode)
+    assert sorted(e.id for e in episodes) == [r.id for r in requests]
+    assert {v for e in episodes for t in e.turns for v in t.completion.weight_versions} == {version}
+    assert not actor.is_running()

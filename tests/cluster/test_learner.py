@@ -1,0 +1,255 @@
+"""The learner on real DeepSpeed and gloo: ranks and ZeRO stages must not change what is learned."""
+
+import json
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from cluster.learner import LearnerGroup, LearnerLost
+from cluster.weights import gather
+from cluster.wire import broadcast, buckets, empty, gloo_group, unpack
+from cluster.zero import _interface, _merged
+from smartrag import compose
+from smartrag.config import Precision, Run
+from smartrag.model import load_policy
+from tests import tiny
+
+PROMPT = [5, 6, 7, 8, 9, 10]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("tiny"))
+
+
+def settings(ranks: int, stage: int, **deepspeed: Any) -> Run:
+    run = compose.load(
+        [f"learner.ranks={ranks}", f"learner.zero_stage={stage}", "learner.cpus=0.1", "learner.micro_batch_tokens=120"]
+        + ["learner.learning_rate=1e-3", "learner.critic_learning_rate=1e-3", "algorithm.kl_coef=0.05"]
+        + ["algorithm.minibatches=2", "train.episodes=12", "warmup.batch=12", "cluster.call_timeout_s=120"]
+    )
+    run.learner.deepspeed = deepspeed
+    return run
+
+
+def weights(group: LearnerGroup, path: Path) -> dict[str, torch.Tensor]:
+    group.export(str(path))
+    return load_file(str(path / "model.safetensors"))
+
+
+def gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def test_settings_of_the_user_have_the_last_word() -> None:
+    ours = {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}
+    both = _merged(ours, {"zero_optimization": {"overlap_comm": False}, "gradient_clipping": 2.0})
+    assert both == {"zero_optimization": {"stage": 2, "overlap_comm": False}, "gradient_clipping": 2.0}
+
+
+def test_the_interface_of_an_address() -> None:
+    assert _interface("127.0.0.1") == _interface("127.0.0.2")
+    with pytest.raises(RuntimeError, match="no network interface"):
+        _interface("192.0.2.1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Life:
+    """What one group came to: warm-up, snapshot, two updates, with a checkpoint in between."""
+
+    def __init__(self, run: Run, folder: Path, home: Path):
+        self.group = LearnerGroup(run, folder)
+        try:
+            self._live(home)
+        except BaseException:
+            self.group.close()
+            raise
+
+    def _live(self, home: Path) -> None:
+        group = self.group
+        warm = [group.imitate(tiny.trajectories(12, seed=s), 3e-3)["loss"] for s in (1, 1)]
+        assert warm[1] < warm[0]
+        group.snapshot_reference()
+        self.first = group.update(tiny.trajectories(12, seed=2), 0)
+        group.save(str(home / "learner"))
+        self.saved_hash = group.param_hash()
+        start = time.monotonic()
+        self.second = group.update(tiny.trajectories(12, seed=3), 1)
+        self.seconds = time.monotonic() - start
+        self.hash, self.weights = group.param_hash(), weights(group, home / "policy")
+
+
+@pytest.fixture(scope="module")
+def alone(ray_session: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    """One rank, no ZeRO: what every other arrangement must agree with."""
+    life = Life(settings(1, 0), folder, tmp_path_factory.mktemp("alone"))
+    yield life
+    life.group.close()
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2, 3], ids=lambda stage: f"zero{stage}")
+def pair(
+    request: pytest.FixtureRequest, ray_session: None, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Life, Path]]:
+    home = tmp_path_factory.mktemp(f"zero{request.param}")
+    life = Life(settings(2, request.param), folder, home)
+    yield life, home
+    life.group.close()
+
+
+@pytest.mark.slow
+def test_ranks_and_stages_agree(alone: Life, pair: tuple[Life, Path], folder: Path) -> None:
+    life, home = pair
+    found = gap(alone.weights, life.weights)
+    print(
+        f"{home.name}: parameters differ by at most {found:.1e}; update {life.seconds:.2f} s, alone {alone.seconds:.2f}"
+    )
+    assert gap(alone.weights, load_file(str(folder / "model.safetensors"))) > 1e-3
+    assert found < 1e-5
+    for ours, theirs in ((life.first, alone.first), (life.second, alone.second)):
+        assert ours == pytest.approx(theirs, rel=2e-3, abs=2e-4)
+    assert life.first["first_ratio_deviation"] < 1e-4
+    assert life.first["skipped_steps"] == 0
+    assert abs(life.first["kl_ref"]) < 1e-5  # the reference is the policy at the start of PPO ...
+    assert abs(life.second["kl_ref"]) > 1e-5  # ... and stays it
+    assert life.second["kl_coef"] != 0.05  # the controller has moved
+
+
+@pytest.mark.slow
+def test_load_takes_everything_back(pair: tuple[Life, Path]) -> None:
+    """After the second update, load the state before it, and make it again: bit for bit the same."""
+    life, home = pair
+    life.group.load(str(home / "learner"))
+    assert life.group.param_hash() == life.saved_hash
+    assert life.group.update(tiny.trajectories(12, seed=3), 1) == life.second
+    assert life.group.param_hash() == life.hash
+
+
+@pytest.mark.slow
+def test_a_new_group_resumes_bit_for_bit(pair: tuple[Life, Path], folder: Path) -> None:
+    life, home = pair
+    stage = json.loads((home / "learner" / "learner.json").read_text())["zero_stage"]
+    if stage not in (2, 3):
+        pytest.skip("the stages that configurations use")
+    group = LearnerGroup(settings(2, stage), folder)
+    try:
+        group.load(str(home / "learner"))
+        assert group.param_hash() == life.saved_hash
+        assert group.update(tiny.trajectories(12, seed=3), 1) == life.second
+        assert group.param_hash() == life.hash
+    finally:
+        group.close()
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_is_skipped_by_all(pair: tuple[Life, Path]) -> None:
+    life, _ = pair
+    episodes = tiny.trajectories(12, seed=4)
+    rewards = (*episodes[0].rewards[:-1], float("inf"))
+    before = life.group.param_hash()
+    metrics = life.group.update([replace(episodes[0], rewards=rewards), *episodes[1:]], 2)
+    # Whitening spreads one infinity over every advantage; the critic meets it in one minibatch of each epoch only.
+    epochs = 2
+    assert metrics["skipped_steps"] == 2 * epochs + epochs
+    assert life.group.param_hash() == before
+    assert life.group.update(episodes, 3)["skipped_steps"] == 0
+    assert life.group.param_hash() != before
+
+
+@pytest.mark.slow
+def test_weights_leave_whole_and_under_their_hugging_face_names(pair: tuple[Life, Path], tmp_path: Path) -> None:
+    """Receives a push as an engine would, and compares with the export; then the canary with transformers."""
+    life, _ = pair
+    group, exported = life.group, weights(life.group, tmp_path / "now")
+    metadata = ray.get(group.ranks[0].weight_metadata.remote())
+    assert {name: tuple(shape) for name, _, shape in metadata} == {n: tuple(t.shape) for n, t in exported.items()}
+    assert "lm_head.weight" not in exported  # tied
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"backend": "gloo", "host": "127.0.0.1", "port": port, "world_size": 2, "timeout_s": 60.0}
+    connecting = [rank.connect_weights.remote(common | {"metadata": metadata, "engines": []}) for rank in group.ranks]
+    engine = gloo_group("127.0.0.1", port, 1, 2, 60.0)
+    gather("connect", connecting, 60)
+    sending = [rank.send_weights.remote(1) for rank in group.ranks]
+    received: dict[str, torch.Tensor] = {}
+    for bucket in buckets(metadata, 1):
+        flat = empty(bucket)
+        broadcast(engine, flat)
+        received |= unpack(bucket, flat)
+    gather("send", sending, 60)
+    assert gap(received, exported) == 0
+
+    policy = load_policy(tmp_path / "now", Precision.float32)
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        logp = policy.lm(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
+    assert group.prompt_logprobs(PROMPT) == pytest.approx(logp.tolist(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_other_ranks_is_refused_before_anything_is_read(alone: Life, pair: tuple[Life, Path]) -> None:
+    _, home = pair
+    if home.name.startswith("zero0"):
+        with pytest.raises(ValueError, match=r"learner\.ranks=2 learner\.zero_stage=0"):
+            alone.group.load(str(home / "learner"))
+        with pytest.raises(LearnerLost, match="has ended"):
+            alone.group.param_hash()
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_dead_rank_ends_the_group_at_once(ray_session: None, folder: Path) -> None:
+    group = LearnerGroup(settings(2, 2), folder)
+    group.snapshot_reference()
+    pids = ray.get([rank.__ray_call__.remote(lambda _: os.getpid()) for rank in group.ranks])
+    os.kill(pids[1], signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(LearnerLost, match="update"):
+        group.update(tiny.trajectories(12), 0)
+    assert time.monotonic() - start < 60
+    assert group.ranks == []
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pids[0]}").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not Path(f"/proc/{pids[0]}").exists()
+
+
+@pytest.mark.slow
+def test_bad_input_keeps_its_own_error(ray_session: None, tmp_path: Path) -> None:
+    plain = tiny.folder(tmp_path)
+    (plain / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        LearnerGroup(settings(1, 0), plain)
+
+
+@pytest.mark.slow
+def test_an_update_needs_a_reference_and_critic_warmup_leaves_the_policy(ray_session: None, folder: Path) -> None:
+    run = settings(1, 1)
+    run.algorithm.critic_warmup_steps = 1
+    group = LearnerGroup(run, folder)
+    try:
+        group.snapshot_reference()
+        before = group.param_hash()
+        assert math.isfinite(group.update(tiny.trajectories(4), 0)["value_loss"])
+        assert group.param_hash() == before
+        assert "policy_loss" in group.update(tiny.trajectories(4), 1)
+        assert group.param_hash() != before
+        with pytest.raises(ValueError, match="cannot be shared"):
+            group.update([], 2)
+    finally:
+        group.close()

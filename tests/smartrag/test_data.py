@@ -1,0 +1,275 @@
+"""Loading data: every problem of a folder at once, with file, line and cure; limits, overlap, and the hub's schemas."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smartrag import hub
+from smartrag.config import Data
+from smartrag.data import DataError, check_corpus, load
+
+
+def row(name: str = "q1", question: str = "Which country is Oslo in?", **fields) -> dict:
+    return {"id": name, "question": question, "answers": ["Norway"], **fields}
+
+
+def write_lines(path: Path, lines: list) -> None:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sound data folder; tests damage it."""
+    for split in ("train", "dev", "test"):
+        write_lines(tmp_path / f"{split}.jsonl", [row(f"{split}{i}", f"{split} question {i}?") for i in range(10)])
+    write_lines(tmp_path / "corpus.jsonl", [{"id": "p1", "contents": "Oslo\nOslo is a city in Norway."}])
+    return tmp_path
+
+
+def read(source, train=None, dev=None, test=None, cache=Path("unused")):
+    return load(Data(source=str(source), train_questions=train, dev_questions=dev, test_questions=test), cache)
+
+
+def problems_of(folder) -> str:
+    with pytest.raises(DataError) as caught:
+        read(folder)
+    return str(caught.value)
+
+
+def test_a_sound_folder_loads(folder):
+    dataset = read(folder)
+    assert [len(split) for split in (dataset.train, dataset.dev, dataset.test)] == [10, 10, 10]
+    assert dataset.train[0].answers == ("Norway",)
+    assert dataset.corpus == folder / "corpus.jsonl"
+
+
+def test_the_world_is_made_in_the_cache_once(tmp_path):
+    first = read("world", cache=tmp_path)
+    stamp = first.corpus.stat().st_mtime_ns
+    again = read("world", test=50, cache=tmp_path)
+    assert first.corpus == again.corpus
+    assert again.corpus.stat().st_mtime_ns == stamp
+    assert len(again.test) == 50
+    assert check_corpus(first.corpus) > 3000
+    assert [p.name for p in tmp_path.iterdir()] == [first.corpus.parent.name]
+
+
+def test_limits_pick_the_same_questions_and_grow_without_change(folder):
+    small, again, large = (read(folder, train=n).train for n in (3, 3, 6))
+    assert small == again
+    assert len(small) == 3
+    assert set(q.id for q in small) <= set(q.id for q in large)
+    assert [q.id for q in large] == sorted(q.id for q in large)  # the file's order
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "cure"),
+    [
+        (
+            '{"id": "x", "question": "q',
+            "not valid JSON (Unterminated string starting at, column 25)",
+            "one whole JSON",
+        ),
+        ('["x"]', 'must be a JSON object, got ["x"]', ""),
+        ({"id": "x", "answers": ["a"]}, 'field "question" is missing (found: id, answers)', "add it"),
+        (row("x", question=None), 'field "question" must be a non-blank string, got null', ""),
+        (row("x", question=" \t"), 'field "question" must be a non-blank string', ""),
+        (row("x", question="a\0b"), "NUL character at position 1", "remove it"),
+        (row("x", question="a\ud800"), "half a surrogate pair at position 1", "remove it"),
+        (row("x", question="a" * 1_000_001), "1,000,001 characters, at most 1,000,000", "cut it"),
+        (row("x", answers=[]), 'field "answers" must be a list of at least one non-blank string, got []', ""),
+        (row("x", answers="Norway"), 'field "answers" must be a list', ""),
+        (row("x", answers=["Norway", " "]), 'field "answers[1]" must be a non-blank string', ""),
+        ({"id": "x", "question": "q?", "answer": "a"}, 'field "answers" is missing', 'write "answers": ["..."]'),
+        ({"question": "q?", "answers": ["a"]}, 'field "id" is missing', "add it"),
+        (row(7), 'field "id" must be a non-blank string, got 7', ""),
+        (row("train0"), 'field "id" "train0" is already that of line 1', "ids must be unique"),
+        (row("x", meta=[]), 'field "meta" must be an object, got []', ""),
+    ],
+)
+def test_a_bad_row_is_told_with_file_line_and_cure(folder, line, what, cure):
+    path = folder / "train.jsonl"
+    with path.open("a", encoding="utf-8") as out:
+        out.write((line if isinstance(line, str) else json.dumps(line)) + "\n")
+    message = problems_of(folder)
+    assert f"{path}:11: " in message
+    assert what in message
+    assert cure in message
+    assert message.startswith("1 problem(s)")
+
+
+def test_bytes_that_are_no_utf8_are_told_and_not_replaced(folder):
+    path = folder / "dev.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"id": "x", "question": "caf\xe9?", "answers": ["a"]}\n')
+    message = problems_of(folder)
+    assert f"{path}:11: not valid UTF-8 at byte 28 of the line; save the file as UTF-8" in message
+
+
+def test_a_byte_order_mark_is_told(folder):
+    path = folder / "test.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert f"{path}:1: starts with a byte order mark" in problems_of(folder)
+
+
+def test_all_problems_come_at_once_and_are_counted(folder):
+    write_lines(folder / "train.jsonl", [{"id": f"t{i}", "question": "", "answers": []} for i in range(15)])
+    (folder / "dev.jsonl").write_text("")
+    message = problems_of(folder)
+    assert message.startswith("31 problem(s)")
+    assert message.count("\n") == 21
+    assert message.endswith("... and 11 more")
+
+
+def test_missing_and_empty_files_are_told(folder):
+    (folder / "dev.jsonl").write_text("\n\n")
+    (folder / "test.jsonl").unlink()
+    (folder / "corpus.jsonl").unlink()
+    message = problems_of(folder)
+    assert f"{folder / 'dev.jsonl'}: the split has no questions" in message
+    assert f"{folder / 'test.jsonl'}: no such file" in message
+    assert f"{folder / 'corpus.jsonl'}: no such file" in message
+
+
+def test_a_source_that_does_not_exist_names_what_would():
+    with pytest.raises(DataError, match=r"does not exist.*world.*hotpotqa.*train.jsonl"):
+        read("nowhere/at/all")
+
+
+def test_a_test_question_in_train_is_an_error(folder):
+    write_lines(folder / "test.jsonl", [row("t1", "TRAIN  question 3?")])
+    assert f"{folder / 'test.jsonl'}:1: the same question is in train.jsonl:4" in problems_of(folder)
+
+
+def test_a_dev_question_in_train_is_a_warning(folder):
+    write_lines(folder / "dev.jsonl", [row("d1", "train question 3?")])
+    with pytest.warns(UserWarning, match=r"1 question\(s\) of .*dev.jsonl are in train.jsonl"):
+        read(folder)
+
+
+def test_a_sound_corpus_is_counted(folder):
+    assert check_corpus(folder / "corpus.jsonl") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ({"id": "p2"}, 'field "contents" is missing (found: id)'),
+        ({"id": "p2", "contents": None}, 'field "contents" must be a non-blank string, got null'),
+        ({"id": "p1", "contents": "x"}, 'field "id" "p1" is already that of line 1'),
+        ({"id": "p2", "contents": "a\0"}, "NUL character"),
+        ({"id": "p2", "contents": "\udc00"}, "half a surrogate pair"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_bad_passage_is_told(folder, line, what):
+    path = folder / "corpus.jsonl"
+    write_lines(path, [{"id": "p1", "contents": "x"}, line])
+    with pytest.raises(DataError) as caught:
+        check_corpus(path)
+    assert f"{path}:2: " in str(caught.value)
+    assert what in str(caught.value)
+
+
+def test_an_empty_corpus_is_told(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text("")
+    with pytest.raises(DataError, match="no passages"):
+        check_corpus(tmp_path / "corpus.jsonl")
+
+
+# ---- the hub's schemas, one hand-made row each
+
+HOTPOT = {
+    "id": "5a7a",
+    "question": "Which band is older?",
+    "answer": "Arctic Owls",
+    "type": "comparison",
+    "level": "easy",
+    "supporting_facts": {"title": ["Arctic Owls"], "sent_id": [0]},
+    "context": {"title": ["Arctic Owls", "Ember"], "sentences": [["Formed 1970.", " In Oslo."], ["Formed 1980."]]},
+}
+MUSIQUE = {
+    "id": "3hop1__1_2_3",
+    "question": "Who?",
+    "answer": "Ann",
+    "answer_aliases": ["Anna", "Ann"],
+    "paragraphs": [{"idx": 0, "title": "Ann", "paragraph_text": "Ann is.", "is_supporting": True}],
+}
+TRIVIA = {
+    "question_id": "tc_1",
+    "question": "Who?",
+    "answer": {"value": "Ann", "aliases": ["Ann", "Anna"]},
+    "entity_pages": {"title": ["Ann"], "wiki_context": [" ".join(["word"] * 250)]},
+}
+POPQA = {
+    "id": 42,
+    "subj": "Oslo",
+    "prop": "country",
+    "s_pop": 99,
+    "question": "In what country is Oslo?",
+    "possible_answers": '["Norway", "Kingdom of Norway"]',
+}
+
+
+def test_hotpot_rows():
+    question, paragraphs = hub.hotpot_row(HOTPOT, "")
+    assert (question.id, question.answers, question.meta["type"]) == ("5a7a", ("Arctic Owls",), "comparison")
+    assert paragraphs == [("Arctic Owls", "Formed 1970. In Oslo."), ("Ember", "Formed 1980.")]
+    pairs = [["Arctic Owls", ["Formed 1970.", " In Oslo."]], ["Ember", ["Formed 1980."]]]
+    assert hub.hotpot_row({**HOTPOT, "context": pairs}, "")[1] == paragraphs
+
+
+def test_musique_rows():
+    question, paragraphs = hub.musique_row(MUSIQUE, "")
+    assert (question.answers, question.meta) == (("Ann", "Anna"), {"hops": 3, "type": "3hop1"})
+    assert paragraphs == [("Ann", "Ann is.")]
+
+
+def test_trivia_pages_are_cut_into_passages():
+    question, paragraphs = hub.trivia_row(TRIVIA, "")
+    assert (question.id, question.answers) == ("tc_1", ("Ann", "Anna"))
+    assert [len(text.split()) for _, text in paragraphs] == [100, 100, 50]
+
+
+def test_popqa_rows():
+    question, paragraphs = hub.popqa_row(POPQA, "")
+    assert (question.id, question.answers) == ("42", ("Norway", "Kingdom of Norway"))
+    assert (question.meta["subject"], question.meta["popularity"]) == ("Oslo", 99)
+    assert paragraphs == []
+
+
+def test_nq_rows():
+    question, paragraphs = hub.nq_row({"question": "who", "answer": ["Ann"]}, "nq_open-test-0")
+    assert (question.id, question.answers, paragraphs) == ("nq_open-test-0", ("Ann",), [])
+
+
+def test_hub_rows_become_a_folder_that_loads(tmp_path):
+    train = [{**HOTPOT, "id": f"t{i}", "question": f"Which band {i}?"} for i in range(100)]
+    test = [{**HOTPOT, "id": "x", "question": "which band  7?"}, {**HOTPOT, "id": "y", "answer": ""}]
+    hub.write_rows("hotpotqa", train, test, tmp_path)
+    dataset = read(tmp_path)
+    assert len(dataset.train) + len(dataset.dev) == 99  # one is asked by test
+    assert 0 < len(dataset.dev) < 15
+    assert [q.id for q in dataset.test] == ["x"]  # the other has no answer
+    assert check_corpus(dataset.corpus) == 2
+    assert dataset.train[0].meta["dataset"] == "hotpotqa"
+
+
+def test_a_set_of_one_split_is_divided_and_brings_no_corpus(tmp_path, monkeypatch):
+    rows = [{**POPQA, "id": i, "question": f"In what country is {i}?"} for i in range(200)]
+    monkeypatch.setattr("smartrag.data.write_hub", lambda name, folder: hub.write_rows(name, None, rows, folder))
+    dataset = read("popqa", cache=tmp_path)
+    assert min(len(dataset.train), len(dataset.dev), len(dataset.test)) > 0
+    assert len(dataset.train) + len(dataset.dev) + len(dataset.test) == 200
+    assert dataset.corpus is None
+
+
+def test_a_hub_out_of_reach_is_told_with_the_way_out(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(DataError, match=r"hotpotqa/hotpot_qa cannot be had .*Couldn't reach.*train.jsonl"):
+        read("hotpotqa", cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,123 @@
+"""Episodes of a scripted policy, and their trajectories as token pictures."""
+
+import asyncio
+
+import pytest
+
+from smartrag.config import Reward
+from smartrag.episode import episode_id, run_episode, turn_seed
+from smartrag.reward import episode_reward
+from smartrag.trajectory import imitation, to_trajectory
+from smartrag.types import Empty, End, Episode, EpisodeFailed, EpisodeRequest, Gate, Question
+from tests import toys
+
+PAPER = Reward(exact_match=1.0, f1=1.0, retrieval=-0.2, format_error=-1.0, truncated=-1.0)
+ASKED = Question("q", toys.QUESTION, ("Norway",))
+
+
+def _run(
+    *texts: str, quota: int = 1, gate: Gate = Gate.POLICY, shelf: toys.Shelf | None = None, **sizes: int
+) -> Episode:
+    prompt = toys.prompt(**sizes)
+    shelf = shelf or toys.Shelf(toys.OSLO, toys.BERGEN)
+    policy = toys.ScriptedPolicy(prompt, *texts)
+    request = EpisodeRequest(episode_id(0, "test", 0, 0), ASKED, quota, gate)
+    episode = asyncio.run(run_episode(request, policy, shelf, prompt, k=1, temperature=1.0))
+    seen: list[int] = []  # token in, token out: every prompt is exactly what came before it
+    for turn, given in zip(episode.turns, policy.prompts, strict=True):
+        seen += turn.context_ids
+        assert given == tuple(seen)
+        seen += turn.completion.token_ids
+    return episode
+
+
+def _picture(episode: Episode) -> str:
+    """The conversation as text with the trained tokens between ⟨ and ⟩."""
+    trajectory, tokenizer, out = to_trajectory(episode, PAPER), toys.tokenizer(), ""
+    for i, (token, chosen) in enumerate(zip(trajectory.token_ids, trajectory.mask, strict=True)):
+        before = i > 0 and trajectory.mask[i - 1]
+        out += ("⟨" if chosen and not before else "⟩" if before and not chosen else "") + tokenizer.decode([token])
+    return out + ("⟩" if trajectory.mask[-1] else "")
+
+
+def test_a_direct_answer() -> None:
+    episode = _run("[Answer] Norway")
+    assert (episode.end, episode.answer, episode.retrievals) == (End.ANSWERED, "Norway", 0)
+    assert episode_reward(episode, PAPER) == 2.0
+    assert _picture(episode) == f"<|user|>{toys.QUESTION}<|assistant|>⟨[Answer] Norway<|end|>⟩"
+
+
+def test_a_search_and_a_forced_answer_whose_tag_is_not_trained_on() -> None:
+    episode = _run("[Search] Oslo", " Norway")
+    assert [turn.forced for turn in episode.turns] == [False, True]
+    assert episode_reward(episode, PAPER) == pytest.approx(1.8)
+    assert _picture(episode) == (
+        f"<|user|>{toys.QUESTION}<|assistant|>⟨[Search] Oslo<|end|>⟩"
+        f"<|user|>{toys.OSLO.contents}<|assistant|>[Answer]⟨ Norway<|end|>⟩"
+    )
+
+
+def test_below_the_quota_the_policy_chooses_again() -> None:
+    episode = _run("[Search] Oslo", "[Search] Bergen", " Norway", quota=2)
+    assert [turn.forced for turn in episode.turns] == [False, False, True]
+    assert episode.retrievals == 2
+    assert episode_reward(episode, PAPER) == pytest.approx(1.6)
+
+
+def test_quota_zero_and_the_fixed_gates_force_the_first_tag() -> None:
+    assert _picture(_run(" Norway", quota=0)) == f"<|user|>{toys.QUESTION}<|assistant|>[Answer]⟨ Norway<|end|>⟩"
+    assert _run(" Norway", quota=3, gate=Gate.NEVER).retrievals == 0
+    always = _run(" Oslo", "[Answer] Norway", quota=2, gate=Gate.ALWAYS)
+    assert always.retrievals == 1
+    assert _picture(always).startswith(f"<|user|>{toys.QUESTION}<|assistant|>[Search]⟨ Oslo<|end|>⟩")
+
+
+def test_rewards_sit_on_each_turns_last_token_and_masking_keeps_their_sum() -> None:
+    episode = _run("[Search] Oslo", " Sweden")
+    trajectory = to_trajectory(episode, PAPER)
+    placed = {i: r for i, r in enumerate(trajectory.rewards) if r}
+    first = len(episode.turns[0].context_ids) + len(episode.turns[0].completion.token_ids) - 1
+    assert placed == {first: -0.2}  # a wrong answer is worth 0
+    masked = sum(r for r, chosen in zip(trajectory.rewards, trajectory.mask, strict=True) if chosen)
+    assert masked == pytest.approx(sum(trajectory.rewards)) == pytest.approx(episode_reward(episode, PAPER))
+    assert {v for v, chosen in zip(trajectory.weight_versions, trajectory.mask, strict=True) if chosen} == {7}
+
+
+def test_malformed_and_cut_generations_end_the_episode() -> None:
+    wrong = _run("Norway, I think")
+    assert (wrong.end, episode_reward(wrong, PAPER), to_trajectory(wrong, PAPER).truncated) == (
+        End.FORMAT_ERROR,
+        -1,
+        False,
+    )
+    cut = _run("[Answer] Nor...")
+    assert (cut.end, episode_reward(cut, PAPER), to_trajectory(cut, PAPER).truncated) == (End.TRUNCATED, -1, True)
+    assert cut.answer is None
+
+
+def test_nothing_found_is_shown_but_a_failure_voids_the_episode() -> None:
+    episode = _run("[Search] Tromsø", " Norway")
+    assert isinstance(episode.turns[0].retrieved, Empty)
+    with pytest.raises(EpisodeFailed, match="planted"):
+        _run("[Search] Oslo", shelf=toys.Shelf(toys.OSLO, failures=1))
+
+
+def test_a_long_conversation_stays_within_the_context() -> None:
+    for context in (110, 120, 150):
+        episode = _run("[Search] Oslo", "[Search] Bergen", " Norway", quota=2, context=context, new_tokens=24)
+        assert sum(len(t.context_ids) + 24 for t in episode.turns[-1:]) <= context
+        assert len(to_trajectory(episode, PAPER).token_ids) <= context
+
+
+def test_ids_and_seeds_are_stable_and_distinct() -> None:
+    assert episode_id(0, "train", 1, 2) == episode_id(0, "train", 1, 2)
+    ids = {episode_id(s, p, t, k) for s in (0, 1) for p in ("a", "b") for t in (0, 1) for k in range(50)}
+    assert len(ids) == 400
+    assert len({turn_seed(i, t) for i in ids for t in (0, 1)}) == 800
+    assert all(0 <= turn_seed(i, 0) < 2**31 for i in ids)
+
+
+def test_imitation_trains_on_the_wanted_tokens_alone() -> None:
+    made = imitation("x", (1, 2, 3), (4, 5))
+    assert made.token_ids == (1, 2, 3, 4, 5)
+    assert made.mask == (False, False, False, True, True)

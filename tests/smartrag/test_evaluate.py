@@ -1,0 +1,63 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from smartrag import evaluate
+from smartrag.config import Reward
+from smartrag.episode import run_episode
+from smartrag.types import Episode, EpisodeRequest, Question
+from tests import toys
+
+PAPER = Reward(exact_match=1.0, f1=1.0, retrieval=-0.2, format_error=-1.0, truncated=-1.0)
+
+
+def _episode(*texts: str, popularity: float = 0.0, gold: str = "Norway", hops: int = 1) -> Episode:
+    prompt = toys.prompt()
+    question = Question("q", toys.QUESTION, (gold,), {"popularity": popularity, "hops": hops})
+    policy, shelf = toys.ScriptedPolicy(prompt, *texts), toys.Shelf(toys.OSLO)
+    return asyncio.run(run_episode(EpisodeRequest("e", question, 1), policy, shelf, prompt, k=1, temperature=1.0))
+
+
+def test_the_measures_of_four_kinds_of_episodes() -> None:
+    right, searched = _episode("[Answer] Norway"), _episode("[Search] Oslo", " Norway")
+    wrong, silent = _episode("[Search] Rome", " Norway Italy"), _episode("hm")
+    columns = evaluate.table([right, searched, wrong, silent], PAPER)
+    assert columns["reward"] == pytest.approx([2.0, 1.8, 2 / 3 - 0.2, -1.0])
+    assert list(columns["em"]) == [1, 1, 0, 0]
+    assert list(columns["retrievals_per_question"]) == [0, 1, 1, 0]
+    assert list(columns["format_error_rate"]) == [0, 0, 0, 1]
+    assert np.isnan(columns["hit_rate"]).tolist() == [True, False, False, True]
+    assert evaluate.means(columns)["hit_rate"] == 0.5  # of the two that retrieved
+    found = evaluate.summary(columns, seed=0)
+    assert found["n"] == 4
+    assert found["em"]["mean"] == 0.5
+    assert found["em"]["low"] <= 0.5 <= found["em"]["high"]
+
+
+def test_a_rate_that_is_defined_for_nobody_is_null_not_zero() -> None:
+    columns = evaluate.table([_episode("[Answer] Norway")], PAPER)
+    assert evaluate.summary(columns, seed=0)["hit_rate"] is None
+    assert "hit_rate" not in evaluate.means(columns)
+
+
+def test_the_interval_covers_as_often_as_it_claims() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        found = evaluate.interval(rng.normal(1.0, 2.0, size=80), seed=trial)
+        assert found is not None
+        covered += found["low"] <= 1.0 <= found["high"]
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_retrieval_by_popularity_puts_the_least_popular_first() -> None:
+    episodes = [_episode("[Answer] x", popularity=p) for p in (90, 100, 80, 70)]
+    episodes += [_episode("[Search] Oslo", " x", popularity=p) for p in (1, 2, 3, 4, 5, 6)]
+    assert evaluate.retrieval_by_popularity(episodes) == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert evaluate.retrieval_by_popularity(episodes[:4]) is None
+
+
+def test_scores_are_split_by_hops() -> None:
+    split = evaluate.by_hops([_episode("[Answer] Norway"), _episode("[Answer] x", hops=2)], PAPER)
+    assert (split["1"]["em"], split["2"]["em"], split["1"]["n"]) == (1.0, 0.0, 1)

@@ -1,0 +1,88 @@
+"""Every experiment composes with every cluster profile; every mistake is refused by name, before anything starts."""
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smartrag.compose import CONF, ROOT, ConfigError, load
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+PROFILES = sorted(path.stem for path in (CONF / "cluster").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("experiment", "profile"), itertools.product(EXPERIMENTS, PROFILES))
+def test_every_experiment_composes_with_every_cluster(experiment: str, profile: str) -> None:
+    run = load([f"+experiment={experiment}", f"cluster={profile}"])
+    assert run.name == experiment
+    assert pickle.loads(pickle.dumps(run)) == run
+
+
+@pytest.mark.parametrize("group", [d.name for d in sorted(CONF.iterdir()) if d.is_dir() and d.name != "experiment"])
+def test_every_option_of_every_group_composes(group: str) -> None:
+    for option in (CONF / group).glob("*.yaml"):
+        source = ["data.source=somewhere"] if option.stem == "folder" else []
+        load([f"{group}={option.stem}", *source])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian.steps=3", "did you mean 'train.steps'?"),
+        ("+train.stesp=3", "did you mean 'train.steps'?"),
+        ("+experiment=quickstrat", "did you mean 'quickstart'?"),
+        ("+experiment=nothing_like_it", "there are: hotpotqa, popqa, quickstart"),
+        ("model=tny", "no model is called 'tny'; did you mean 'tiny'?"),
+        ("algorithm.gamma=high", "could not be converted to Float"),
+        ("cluster.weights=carrier_pigeon", "expected one of [gloo, nccl, ipc]"),
+        ("retriever.k=0", "retriever.k must be between 1 and 100, got 0"),
+        ("algorithm.gamma=1.5", "algorithm.gamma must be between 0 and 1, got 1.5"),
+        ("reward.retrieval=nan", "reward.retrieval must be a finite number, got nan"),
+        ("algorithm.temperature=nan", "algorithm.temperature must be between"),
+        ("train.episodes=65", "must be a multiple of learner.ranks x algorithm.minibatches"),
+        ("model.context_tokens=30", "leaves no room for a question"),
+        ("cluster.weights=nccl", "does not fit the devices; use gloo"),
+        ("learner.gpus=1", "both or neither"),
+        ("data=folder", "missing mandatory value: source"),
+        ("steps", "is not of the form name=value"),
+    ],
+)
+def test_a_mistake_is_refused_with_what_to_do(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load([override])
+    assert message in str(caught.value)
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(["retriever.k=0", "algorithm.lam=2", "train.episodes=0", "warmup.batch=0"])
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_the_command_line_refuses_before_anything_heavy_is_imported() -> None:
+    script = ROOT / "launch" / "train.py"
+    assert os.access(script, os.X_OK), "ray job submit launch/train.py needs the executable bit"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(script), "+experiment=quickstrat"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "did you mean 'quickstart'?" in done.stderr
+    for heavy in ("ray", "vllm", "torch", "transformers"):
+        assert f" {heavy}\n" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_there_and_names_the_groups() -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(ROOT, "launch", "train.py")), "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    for word in ("experiment: hotpotqa, popqa, quickstart", "cluster: local_cpu", "retriever"):
+        assert word in done.stdout

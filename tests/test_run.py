@@ -1,0 +1,123 @@
+"""One run through every real component: Ray, vLLM, Lucene, DeepSpeed, Hydra, W&B, with the tiny policy.
+
+In its middle a rollout worker and a retrieval replica are killed; then the driver is, and another resumes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from smartrag.compose import ROOT
+from smartrag.evaluate import MEASURES
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
+
+STEPS = 4
+SMALL = (
+    *("+experiment=quickstart", f"train.steps={STEPS}", "train.episodes=16", "train.save_every=1"),
+    *("warmup.steps=2", "warmup.batch=8", "data.dev_questions=8", "data.test_questions=12"),
+    *("train.evaluate_every=2", "log.wandb=offline"),
+)
+
+
+def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), *SMALL, f"runs={folder}", *more]
+    with (folder / "driver.log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def _rows(folder: Path) -> list[dict]:
+    path = folder / "quickstart" / "latest" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _until(done: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        said = log.read_text(errors="replace")[-4000:]
+        assert driver.poll() is None, f"the driver ended with {driver.returncode}:\n{said}"
+        assert time.monotonic() < deadline, f"nothing happened for {timeout_s} s:\n{said}"
+        time.sleep(0.5)
+
+
+def _actors(driver: subprocess.Popen[bytes]) -> dict[str, list[psutil.Process]]:
+    """Ray names a worker's process after its actor's class."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        try:
+            title = process.cmdline()[0] if process.cmdline() else ""
+        except psutil.Error:
+            continue
+        if title.startswith("ray::"):
+            found.setdefault(title.removeprefix("ray::").split(".")[0].split(":")[0], []).append(process)
+    return found
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    assert processes
+    for process in processes:
+        process.kill()
+
+
+def test_a_run_survives_its_workers_and_its_driver(tmp_path: Path) -> None:
+    log = tmp_path / "driver.log"
+    driver = _start(tmp_path)
+    family: list[psutil.Process] = []
+    try:
+        _until(lambda: len(_rows(tmp_path)) >= 1, driver, log)
+        actors = _actors(driver)
+        assert len(actors["LearnerRank"]) == 2
+        assert len(actors["RolloutWorker"]) == 1
+        assert len(actors["RetrievalReplica"]) == 1
+        _kill(actors["RolloutWorker"])
+        _kill(actors["RetrievalReplica"])
+        _until(lambda: len(_rows(tmp_path)) >= 3, driver, log)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait()
+    finally:
+        driver.kill()
+    _, left = psutil.wait_procs(family, timeout=60)
+    assert not left, f"the killed driver left {left}"
+
+    checkpoints = tmp_path / "quickstart" / "latest" / "checkpoints"
+    published = max(int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*"))
+    assert published >= 2
+    resumed = _start(tmp_path, "resume=latest")
+    code = resumed.wait(timeout=900)
+    assert code == 0, log.read_text(errors="replace")[-4000:]
+    assert f"{published} of {STEPS} steps are done" in log.read_text(errors="replace")
+    _check_folder(tmp_path / "quickstart" / "latest")
+
+
+def _check_folder(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "every step stands once, in order"
+    for row in rows:
+        assert row["push/canary_gap"] < 0.01
+        assert row["first_ratio_deviation"] < 1e-4
+        assert row["engine_gap_max"] < 1e-2
+        assert row["skipped_steps"] == 0
+    assert any("dev/reward" in row for row in rows)
+    summary = json.loads((folder / "summary.json").read_text())
+    for system in ("before", "after", "never", "always"):
+        assert summary[system]["n"] == 12
+        assert set(MEASURES) <= set(summary[system])
+        assert len((folder / f"evaluation-{system}.jsonl").read_text().splitlines()) == 12
+    assert summary["never"]["retrievals_per_question"]["mean"] == 0
+    assert summary["always"]["retrievals_per_question"]["mean"] >= 1
+    assert {"torch", "vllm", "ray", "deepspeed", "pyserini"} <= set(summary["versions"])
+    assert (folder / "curves.png").stat().st_size > 10_000
+    episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in episodes} == set(range(1, STEPS + 1))
+    assert list(folder.glob("wandb/offline-run-*")), "W&B holds the run, offline"
+    assert os.path.islink(folder.parent / "latest")
+    newest = folder / "checkpoints" / f"step_{STEPS:08d}" / "policy"
+    assert (newest / "model.safetensors").exists()

@@ -1,0 +1,74 @@
+"""Small stand-ins for tests: a tokenizer of bytes, a scripted policy, a retriever in memory. Fast, and no engine."""
+
+import re
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from smartrag.prompt import Budget, Prompt
+from smartrag.types import Completion, Empty, Failed, Hits, Passage, Retrieved, Stop
+
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+QUESTION = "Which country is Oslo in?"
+OSLO = Passage("p1", "Oslo\nOslo is a city in Norway.", 2.0)
+BERGEN = Passage("p2", "Bergen\nBergen is a city in Norway.", 1.0)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte; control tokens are special, the action tags are added tokens that decode to themselves."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", pad_token="<|pad|>")
+    made.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    made.add_tokens(["[Search]", "[Answer]"])
+    made.chat_template = CHAT
+    return made
+
+
+def prompt(*, context: int = 400, new_tokens: int = 40, passage: int = 60, instruction: str = "") -> Prompt:
+    return Prompt(tokenizer(), instruction, Budget(context, new_tokens, passage))
+
+
+class ScriptedPolicy:
+    """A `Generate` that writes the given texts in turn, whoever asks; "..." at the end means cut by the budget."""
+
+    def __init__(self, made: Prompt, *texts: str, version: int = 7):
+        self.prompt, self.texts, self.version = made, list(texts), version
+        self.prompts: list[tuple[int, ...]] = []
+        self.seeds: list[int] = []
+
+    async def __call__(
+        self, prompt_ids: Sequence[int], *, max_new_tokens: int, temperature: float, seed: int, request_id: str
+    ) -> Completion:
+        self.prompts.append(tuple(prompt_ids))
+        self.seeds.append(seed)
+        text = self.texts.pop(0)
+        cut = text.endswith("...")
+        ids = self.prompt.tokenizer.encode(text.removesuffix("..."), add_special_tokens=False)
+        ids = ids if cut else [*ids, self.prompt.end_id]
+        assert len(ids) <= max_new_tokens
+        stop = Stop.LENGTH if cut else Stop.END
+        return Completion(tuple(ids), (-0.5,) * len(ids), stop, (self.version,) * len(ids))
+
+
+class Shelf:
+    """A `Retrieve` over a few passages: those that share a word with the query, in the order given."""
+
+    def __init__(self, *passages: Passage, failures: int = 0):
+        self.passages, self.failures = passages, failures
+        self.queries: list[str] = []
+
+    async def __call__(self, query: str, k: int) -> Retrieved:
+        self.queries.append(query)
+        if self.failures:
+            self.failures -= 1
+            return Failed("planted")
+        words = set(re.findall(r"\w+", query.lower()))
+        found = [p for p in self.passages if words & set(re.findall(r"\w+", p.contents.lower()))]
+        return Hits(tuple(found[:k])) if found else Empty()
