@@ -1,1 +1,1 @@
-"""The machines of SmartRAG: Ray actors that hold an engine and call `smartrag` functions. `.remote` never leaves this package."""
+"""The machines of SmartRAG: Ray actors that hold an engine and call `smartrag`. `.remote` never leaves this package."""

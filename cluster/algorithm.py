@@ -44,7 +44,7 @@ class SmartRAGPPO(Algorithm):
     def get_default_config(cls) -> AlgorithmConfig:
         return SmartRAGConfig()
 
-    def setup(self, config: AlgorithmConfig) -> None:
+    def setup(self, config: AlgorithmConfig) -> None:  # type: ignore[override]  # RLlib itself narrows it so
         """Warm-up and evaluation before PPO, or resume. RLlib's own set-up would build gym environments."""
         assert isinstance(config, SmartRAGConfig)
         run = config.run
@@ -84,7 +84,7 @@ class SmartRAGPPO(Algorithm):
         """For Tune, a pointer: checkpoints are published by `Training`, whole, verified and shared by all ranks."""
         Path(checkpoint_dir, "run.txt").write_text(str(self.folder.folder))
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
         folder = Path(Path(checkpoint_dir, "run.txt").read_text())
         self.training.store = Checkpoints(folder / "checkpoints", self.training.run.train.keep)
         self.training.resume()

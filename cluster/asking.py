@@ -4,14 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from cluster.checkpoint import Checkpoints
 from cluster.driver import BAD_INPUT, NOTHING_TO_RESUME
 from cluster.system import BadInput, System, inputs
 from smartrag import evaluate, report
-from smartrag.compose import to_run
-from smartrag.config import Run
+from smartrag.compose import from_yaml
 from smartrag.episode import episode_id
 from smartrag.types import EpisodeRequest, Question
 
@@ -22,8 +19,7 @@ def ask(folder: Path, questions: Sequence[str]) -> int:
     named = folder if folder.parent.name == "checkpoints" else None
     home = folder.parent.parent if named else folder
     try:
-        saved = OmegaConf.load(home / "config.yaml")
-        run = to_run(OmegaConf.merge(OmegaConf.structured(Run), saved))
+        run = from_yaml(home / "config.yaml")
         checkpoint, _ = Checkpoints(home / "checkpoints", run.train.keep).load(named)
         found = inputs(run, model=checkpoint / "policy")
     except FileNotFoundError as error:

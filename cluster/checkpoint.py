@@ -33,7 +33,7 @@ class Damaged(ValueError):
 
 
 class Checkpoints:
-    """Implements `Store`: the checkpoints of one run, of which the newest `keep` stay."""
+    """Implements `Store`: the checkpoints of one run, of which the `keep` up to the last published stay."""
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = Path(folder), keep
@@ -55,7 +55,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        self._prune()
+        self._prune(step)
 
     def latest(self) -> Path | None:
         """The newest checkpoint that is whole; None when there is none. Warns of damaged ones it passes over."""
@@ -94,8 +94,10 @@ class Checkpoints:
         draft.rename(target)
         _sync(self.folder)
 
-    def _prune(self) -> None:
-        for path in self._all()[self.keep :]:
+    def _prune(self, newest: int) -> None:
+        """Leaves `keep`. Those after `newest` go: the run was resumed from before them, or they were passed over."""
+        ours = [path for path in self._all() if int(path.name.removeprefix("step_")) <= newest]
+        for path in set(self._all()) - set(ours[: self.keep]):
             path.rename(self.folder / f"{_TRASH}{uuid.uuid4().hex[:8]}")  # never half a checkpoint under a good name
         self._sweep()
 

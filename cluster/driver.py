@@ -26,9 +26,11 @@ def drive(run: Run, *, warmup_only: bool = False) -> int:
     """Train to the end, or only through the warm-up; returns the exit code."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
+    for chatty in ("ray.rllib", "ray.tune"):  # advice on settings that are not ours
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     algorithm: SmartRAGPPO | None = None
     try:
-        algorithm = SmartRAGConfig().smartrag(run).build_algo()
+        algorithm = SmartRAGPPO(SmartRAGConfig().smartrag(run))
         if warmup_only:
             logger.info("the warmed-up policy is in %s", algorithm.training.store.load()[0] / "policy")
             return 0

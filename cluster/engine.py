@@ -61,7 +61,7 @@ def engine_env(cluster: Cluster) -> dict[str, str]:
             "OMP_NUM_THREADS": str(cluster.engine.threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # Ray and the container decide which cores
             "VLLM_CPU_CI_ENV": "1",  # no warm-up
-            "TORCH_COMPILE_DISABLE": "1",  # eager vLLM still compiles a sampler helper: 25 s, and it takes a C++ compiler
+            "TORCH_COMPILE_DISABLE": "1",  # eager vLLM still compiles a sampler helper: 25 s and a C++ compiler
         }
     if cluster.weights is WeightBackend.ipc:
         env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA handles cross from one of our actors to another

@@ -47,9 +47,9 @@ def reserve(run: Run, *, learn: bool = True) -> Seats:
     if not group.wait(run.cluster.placement_timeout_s):
         remove_placement_group(group)
         raise DoesNotFit(
-            f"the run needs {_total(wanted)} in {len(wanted)} bundles, but the cluster has {_spell(ray.cluster_resources())}"
-            f" of which {_spell(ray.available_resources())} are free after {run.cluster.placement_timeout_s:.0f} s; lower "
-            "learner.ranks, cluster.engine.workers or retriever.replicas (or their cpus and gpus), or add nodes"
+            f"the run needs {_total(wanted)} in {len(wanted)} bundles; after {run.cluster.placement_timeout_s:.0f} s "
+            f"the cluster has {_spell(ray.cluster_resources())}, {_spell(ray.available_resources())} of them free; "
+            "lower learner.ranks, cluster.engine.workers or retriever.replicas (or their cpus and gpus), or add nodes"
         )
     ranks = run.learner.ranks if learn else 0
     engines = ranks + run.cluster.engine.workers

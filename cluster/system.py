@@ -140,7 +140,11 @@ class System:
         return self
 
     def publish(self, version: int) -> dict[str, float]:
-        """Implements `Publish`; also brings a restarted worker what the others hold."""
+        """Implements `Publish`; also brings a restarted worker what the others hold.
+
+        Once a step is often enough to look after hung replicas, which Ray cannot tell from busy ones.
+        """
+        self.retrieval.restore()
         self._version = version
         return self._push(version)
 

@@ -53,21 +53,24 @@ class WeightPush:
         self._canary_ids = list(canary_ids)
         self._metadata: list[Meta] = []
         self._members: dict[int, str] = {}  # of the transfer group: incarnation of each engine
+        self._sending: list[ray.ObjectRef] = []  # of the transfer that runs, or ran last
 
     def __call__(self, version: int) -> dict[str, float]:
         """Push the learner's weights as `version`. Returns seconds, the largest canary gap (nats), and engines reached.
 
         Raises CanaryFailed; PushFailed when it failed `ATTEMPTS` times or no engine is left.
         """
-        last: Exception | None = None
+        problems: list[str] = []
         for _ in range(ATTEMPTS):
             members = self._reach()
             try:
                 return self._push(members, version)
             except RayError as error:
-                last = error
                 self._disconnect(members)
-        raise PushFailed(f"version {version} could not be pushed in {ATTEMPTS} attempts: {_brief(last)}") from last
+                problems = self._complaints() or [_brief(error)]
+        raise PushFailed(
+            f"version {version} could not be pushed in {ATTEMPTS} attempts; the last: {'; '.join(problems)}"
+        )
 
     def _push(self, members: dict[int, str], version: int) -> dict[str, float]:
         start = time.perf_counter()
@@ -137,6 +140,7 @@ class WeightPush:
             messages = _messages(self._cluster, self._metadata)
             handles = self._engines.handles()
             refs += [handles[worker].on_engine.remote("receive", messages) for worker in self._members]
+        self._sending = refs
         gather("the transfer", refs, self._cluster.call_timeout_s + GRACE_S)
 
     def _canary(self) -> float:
@@ -176,6 +180,19 @@ class WeightPush:
                 ray.kill(handles[worker], no_restart=False)
             except RayError:
                 self._engines.lost(worker)
+
+    def _complaints(self) -> list[str]:
+        """What went wrong in the transfer, everywhere: the first error to be seen is seldom the one to mend."""
+        refs, self._sending = self._sending, []
+        ended, _ = ray.wait(refs, num_returns=len(refs), timeout=GRACE_S) if refs else ([], [])
+        found = []
+        for ref in refs:
+            try:
+                if ref in ended:
+                    ray.get(ref)
+            except RayError as error:
+                found.append(_brief(error))
+        return found
 
     def _each(self, verb: str, *args: Any) -> None:
         handles = self._engines.handles()
@@ -236,6 +253,6 @@ def _rendezvous(_actor: Any) -> tuple[str, int]:
         return host, probe.getsockname()[1]
 
 
-def _brief(error: Exception | None) -> str:
+def _brief(error: Exception) -> str:
     cause = error.cause if isinstance(error, RayTaskError) else error
     return f"{type(cause).__name__}: {cause}"

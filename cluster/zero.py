@@ -80,9 +80,9 @@ def whole(params: Sequence[nn.Parameter], *, write: bool = False) -> AbstractCon
     """
     if not any(hasattr(p, "ds_id") for p in params):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters(list(params), modifier_rank=0 if write else None)
+    return deepspeed.zero.GatheredParameters(list(params), modifier_rank=0 if write else None)
 
 
 def groups(params: Sequence[nn.Parameter]) -> Iterator[Sequence[int]]:

@@ -2,7 +2,8 @@
 """Only the first stage: supervised warm-up, its evaluation, and a checkpoint whose policy/ is a Hugging Face folder.
 
 python launch/warmup.py +experiment=quickstart
-python launch/train.py +experiment=quickstart warmup.steps=0 model.path=runs/quickstart/latest/checkpoints/step_00000000/policy
+python launch/train.py +experiment=quickstart warmup.steps=0 \\
+        model.path=runs/quickstart/latest/checkpoints/step_00000000/policy
 """
 
 import sys

@@ -59,6 +59,13 @@ def as_yaml(run: Run) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(run))
 
 
+def from_yaml(path: Path) -> Run:
+    """What `as_yaml` wrote. Raises FileNotFoundError."""
+    config = OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.load(path))
+    assert isinstance(config, DictConfig)
+    return to_run(config)
+
+
 def main(action: Callable[[Run], None]) -> None:
     """Runs a launch script: `action` gets the checked run. With flags (--help, --cfg job, -m, ...) Hydra takes over."""
     arguments = sys.argv[1:]
@@ -106,10 +113,10 @@ def _nearest(name: str, valid: Sequence[str]) -> str:
 
 def _plainly(error: BaseException) -> str:
     """What Hydra found wrong, without its advice on stack traces and its object types: the innermost message."""
-    said = []
-    while error is not None:
-        said.append(str(error))
-        error = error.__cause__
+    said, cause = [str(error)], error.__cause__
+    while cause is not None:
+        said.append(str(cause))
+        cause = cause.__cause__
     lines = [line.strip() for line in "\n".join(said).splitlines()]
     lines = [
         line

@@ -143,7 +143,7 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _wandb_mode(wanted: WandbMode) -> tuple[str, str]:
+def _wandb_mode(wanted: WandbMode) -> tuple[Any, str]:
     """(mode, why it is offline). A login and a server that answers within two seconds make `auto` online."""
     if wanted is not WandbMode.auto:
         return str(wanted), f"log.wandb={wanted}"

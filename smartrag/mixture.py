@@ -12,6 +12,7 @@ question of the dev and test splits is ever asked; declarative facts about their
 
 import math
 import random
+import re
 from dataclasses import dataclass
 
 from smartrag.prompt import Prompt
@@ -60,6 +61,9 @@ class Mixture:
         self._countries = places.countries
         self._country_weights = [math.sqrt(c.population) for c in places.countries]
         self._spare = [name for name in places.spare_names if len(name) <= 20]
+        pieces = sorted(prompt.tokenizer.get_vocab())
+        self._heads = [piece[1:] for piece in pieces if re.fullmatch("▁[A-Z][a-z]*", piece)]
+        self._inner = [piece for piece in pieces if re.fullmatch("[a-z]+", piece)]
         self._words = sorted({word for name in self._spare for word in name.split() if len(word) > 2})
 
     def sample(self, shares: dict[str, float]) -> Sample:
@@ -173,12 +177,17 @@ class Mixture:
         return Country(name, capital, currency, pick(self._countries).continent, 0)
 
     def _name(self) -> str:
-        """The name of a spare city, or one put together from parts of such names."""
-        if self._random.random() < 0.6:
-            return self._random.choice(self._spare)
-        head, tail = self._random.choices(self._words, k=2)
+        """The name of a spare city, or one put together: of parts of such names, or of any pieces of the vocabulary, so
+        that no piece is one that the model has never had to copy."""
+        pick = self._random.choice
+        kind = self._random.random()
+        if kind < 0.5:
+            return pick(self._spare)
+        if kind < 0.75:
+            return pick(self._heads) + "".join(self._random.choices(self._inner, k=self._random.randint(1, 4)))
+        head, tail = pick(self._words), pick(self._words)
         word = (head[: self._random.randint(2, 5)] + tail[-self._random.randint(2, 4) :].lower()).capitalize()
-        return f"{self._random.choice(self._words)} {word}" if self._random.random() < 0.2 else word
+        return f"{pick(self._words)} {word}" if self._random.random() < 0.2 else word
 
     def _city(self) -> City:
         return self._random.choices(self._known, self._known_weights)[0]

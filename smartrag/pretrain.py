@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 )
 _CONTROLS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
 _SHARES_FIRST = {"facts": 0.2, "quiz": 0.3, "reading": 0.2, "lists": 0.3}
-_SHARES_LAST = {"facts": 0.3, "quiz": 0.35, "reading": 0.33, "lists": 0.02}
+_SHARES_LAST = {"facts": 0.3, "quiz": 0.35, "reading": 0.3, "lists": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Plan:
     """How to pretrain. The defaults made models/tiny."""
 
     seed: int = 0
-    steps: int = 5000
+    steps: int = 4000
     rows: int = 8  # of one step
     row_tokens: int = 256  # samples are packed into rows of this length and do not see each other
     learning_rate: float = 3e-3
@@ -46,7 +46,7 @@ class Plan:
     layers: int = 4
     heads: int = 4
     intermediate: int = 512
-    check_every_s: float = 120.0
+    check_every_s: float = 240.0
     threads: int = 2
 
 
@@ -77,7 +77,7 @@ def pretrain(folder: Path, plan: Plan) -> dict[str, float]:
         last = step + 1 == plan.steps
         if last or time.monotonic() - checked >= plan.check_every_s:
             figures = {"step": step + 1, "seconds": round(time.monotonic() - started), "loss": round(loss.item(), 4)}
-            figures |= check_skills(model, prompt, limit=10_000 if last else 300)
+            figures |= check_skills(model, prompt, limit=10_000 if last else 150)
             tqdm.write(json.dumps(figures))
             _save(folder, model, tokenizer, figures | {"plan": asdict(plan)})
             checked = time.monotonic()

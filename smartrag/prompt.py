@@ -51,6 +51,7 @@ class Prompt:
         if not tokenizer.chat_template:
             raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruct model")
         self.tokenizer, self.instruction, self.budget = tokenizer, instruction, budget
+        tokenizer.model_max_length = 1 << 30  # the budget rules; the tokenizer would warn of lengths nobody asks for
         head, between, tail = self._split_template()
         if not between.strip():
             raise ValueError(f"the chat template of {tokenizer.name_or_path!r} does not mark the end of a turn")

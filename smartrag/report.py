@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,13 +18,13 @@ def as_text(summary: Mapping[str, Any]) -> str:
     systems = [name for name in SYSTEMS if name in summary]
     if not systems:
         return "nothing was evaluated"
-    table = Table(title=f"{summary[systems[0]]['n']} test questions, mean [95 % interval]")
+    table = Table(title=f"{summary[systems[0]]['n']} test questions, mean [95 % interval]", box=box.SIMPLE)
     table.add_column("")
     for name in systems:
         table.add_column(name, justify="right")
     for measure in MEASURES:
         table.add_row(measure, *(_figures(summary[name][measure]) for name in systems))
-    console = Console(width=110)
+    console = Console(width=126)
     with console.capture() as capture:
         console.print(table)
         for name, figures in summary.get("difference", {}).items():

@@ -8,7 +8,7 @@ import functools
 import logging
 import random
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +45,7 @@ class Training:
         self.rollout, self.learner, self.publish, self.store = rollout, learner, publish, store
         self.steps_done = 0
         self.summary: dict[str, Any] = {}
-        self.seconds: Counter[str] = Counter()  # by phase, over all lives of the run
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, over all lives of the run
 
     @property
     def done(self) -> bool:
@@ -69,7 +69,7 @@ class Training:
         self.rollout.rest()
         self.learner.load(str(folder / "learner"))
         self.steps_done, self.summary = state["steps_done"], state["summary"]
-        self.seconds.update(state["seconds"])
+        self.seconds |= state["seconds"]
         self.folder.rewind(self.steps_done)
         self._push()
         logger.info("resumed from %s: %d of %d steps are done", folder, self.steps_done, self.run.train.steps)

@@ -1,0 +1,91 @@
+"""What a run reads is checked before anything starts: one clear message, its own exit code, nothing half-written."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smartrag.compose import ROOT, load
+
+ROW = {"id": "q1", "question": "Which country is Oslo in?", "answers": ["Norway"]}
+PASSAGE = {"id": "p1", "contents": "Oslo\nOslo is a city in Norway."}
+
+
+def _good(folder: Path) -> Path:
+    folder.mkdir()
+    for i, split in enumerate(("train", "dev", "test")):
+        row = ROW | {"id": f"q{i}", "question": f"Which country is Oslo {i} in?"}
+        (folder / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "corpus.jsonl").write_text(json.dumps(PASSAGE) + "\n")
+    return folder
+
+
+def _append(name: str, text: str) -> Callable[[Path], None]:
+    def spoil(data: Path) -> None:
+        with (data / name).open("a") as file:
+            file.write(text)
+
+    return spoil
+
+
+def _empty_corpus(data: Path) -> None:
+    (data / "corpus.jsonl").write_text("")
+
+
+CASES = [
+    ("bad json", _append("train.jsonl", '{"id": "x"\n'), [], "train.jsonl:2"),
+    ("no answers", _append("test.jsonl", json.dumps(ROW | {"answers": []}) + "\n"), [], "test.jsonl:2"),
+    ("malformed passage", _append("corpus.jsonl", '{"id": "p2"}\n'), [], "corpus.jsonl:2"),
+    ("empty corpus", _empty_corpus, [], "no passages"),
+    ("missing model", None, ["model.path=/nowhere/model"], "/nowhere/model does not exist"),
+    ("missing index", None, ["retriever.index=/nowhere/index"], "/nowhere/index"),
+    ("missing data", None, ["data.source=/nowhere/data"], "'/nowhere/data' does not exist"),
+    ("long question", _append("train.jsonl", json.dumps(ROW | {"question": "why " * 300}) + "\n"), [], "do not fit"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "spoil", "overrides", "said"), CASES, ids=[case[0] for case in CASES])
+def test_bad_input_is_refused_in_one_message(
+    name: str,
+    spoil: Callable[[Path], None] | None,
+    overrides: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from cluster.driver import BAD_INPUT, drive
+
+    data = _good(tmp_path / "data")
+    if spoil is not None:
+        spoil(data)
+    places = [f"runs={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}"]
+    run = load(["data=folder", f"data.source={data}", "log.wandb=disabled", *places, *overrides])
+    assert drive(run) == BAD_INPUT
+    message = capsys.readouterr().err
+    assert said in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "cache").glob("indexes/*"))
+
+
+@pytest.mark.slow
+def test_without_java_the_command_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTRAG_JAVA_HOME", str(tmp_path))
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), "+experiment=quickstart", f"runs={tmp_path / 'runs'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 3
+    assert "Java" in done.stderr
+    assert str(tmp_path) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_to_resume_is_an_error_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from smartrag.log import RunFolder
+
+    with pytest.raises(FileNotFoundError, match="leave out `resume`"):
+        RunFolder.find(str(tmp_path), "quickstart", "latest")
