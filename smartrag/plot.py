@@ -33,7 +33,8 @@ def curves(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: 
             if figures:
                 axis.axhline(figures["mean"], color=f"C{i + 1}", linestyle="--", linewidth=1, label=f"test: {system}")
         axis.set(title=title, xlabel="PPO step")
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
     _popularity(axes.flat[-1], summary)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -1,5 +1,6 @@
 """A real vLLM engine against transformers: log-probs, seeds, stops, and weights that arrive and are proved."""
 
+import copy
 import dataclasses
 import itertools
 import os
@@ -52,6 +53,8 @@ class HfLearner:
     def __init__(self, path: str):
         torch.set_num_threads(1)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.before = self.model  # what it was before the last jump
+        self.breaks = 0  # sends that break off half-way
         self.sender = WeightSender()
 
     def weight_metadata(self) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -61,19 +64,30 @@ class HfLearner:
         self.sender.connect(init_info)
 
     def send_weights(self, bucket_mib: int) -> None:
-        self.sender.send(iter(self.model.named_parameters()), bucket_mib)
+        self.sender.send(self._stream(), bucket_mib)
+
+    def _stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for i, item in enumerate(self.model.named_parameters()):
+            if self.breaks and i == len(self.weight_metadata()) - 1:
+                self.breaks -= 1
+                raise RuntimeError("planted")
+            yield item
+
+    def break_off(self) -> None:
+        self.breaks = 1
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        return self.logprobs(token_ids, 1.0)
+        return self.logprobs(token_ids, 1.0, False)
 
     @torch.no_grad()
-    def logprobs(self, ids: Sequence[int], temperature: float) -> list[float]:
+    def logprobs(self, ids: Sequence[int], temperature: float, before: bool) -> list[float]:
         """Of tokens 1.. given those before."""
-        logits = self.model(torch.tensor([ids])).logits[0, :-1] / temperature
+        logits = (self.before if before else self.model)(torch.tensor([ids])).logits[0, :-1] / temperature
         return logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
 
     @torch.no_grad()
     def jump(self, seed: int) -> None:
+        self.before = copy.deepcopy(self.model)
         generator = torch.Generator().manual_seed(seed)
         for p in self.model.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
@@ -96,11 +110,13 @@ class World:
     def generate(self, ids: Sequence[int], tokens: int = 24, temperature: float = 1.0, seed: int = 1) -> Completion:
         return ray.get(self.worker.generate.remote(ids, tokens, temperature, seed), timeout=60)
 
-    def reference(self, ids: Sequence[int], completion: Completion, temperature: float = 1.0) -> torch.Tensor:
-        """Transformers' log-probs of a completion's tokens under the learner's weights."""
+    def gaps(
+        self, ids: Sequence[int], completion: Completion, temperature: float = 1.0, *, before: bool = False
+    ) -> torch.Tensor:
+        """|engine - transformers| of a completion's log-probs, under the learner's weights or those before its jump."""
         all_ids = [*ids, *completion.token_ids]
-        found = ray.get(self.learner.logprobs.remote(all_ids, temperature))
-        return torch.tensor(found[len(ids) - 1 :])
+        found = ray.get(self.learner.logprobs.remote(all_ids, temperature, before))
+        return (torch.tensor(completion.logprobs) - torch.tensor(found[len(ids) - 1 :])).abs()
 
 
 def run_of(workers: int = 1) -> Run:
@@ -123,7 +139,7 @@ def tiny_model(folder: Path, tied: bool) -> str:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=256,
+        intermediate_size=304,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -161,8 +177,7 @@ def test_logprobs_are_those_of_transformers(world: World, temperature: float) ->
     for seed in range(6):
         ids = list(range(10 + seed, 70 + seed))
         completion = world.generate(ids, temperature=temperature, seed=seed)
-        gap = (torch.tensor(completion.logprobs) - world.reference(ids, completion, temperature)).abs().max()
-        worst = max(worst, float(gap))
+        worst = max(worst, float(world.gaps(ids, completion, temperature).max()))
     print(f"engine against transformers, temperature {temperature}: {worst:.2g} nats")
     assert worst < 2e-4
 
@@ -170,7 +185,9 @@ def test_logprobs_are_those_of_transformers(world: World, temperature: float) ->
 def test_greedy_takes_the_best_token(world: World) -> None:
     ids = list(range(10, 40))
     completion = world.generate(ids, tokens=6, temperature=0.0)
-    logits = [ray.get(world.learner.logprobs.remote([*ids, token], 1.0))[-1] for token in range(len(toys.tokenizer()))]
+    logits = [
+        ray.get(world.learner.logprobs.remote([*ids, token], 1.0, False))[-1] for token in range(len(toys.tokenizer()))
+    ]
     assert completion.token_ids[0] == int(torch.tensor(logits).argmax())
 
 
@@ -202,33 +219,33 @@ def test_a_push_of_changed_weights_arrives(world: World) -> None:
     print({name: round(value, 6) for name, value in report.items()})
     assert 0 <= report["canary_gap"] < 1e-3
     new = world.generate(ids)
-    assert (torch.tensor(new.logprobs) - world.reference(ids, new)).abs().max() < 1e-3
-    assert (torch.tensor(old.logprobs) - world.reference(ids, old)).abs().max() > 0.1  # they did change
+    assert world.gaps(ids, new).max() < 1e-3
+    assert world.gaps(ids, old).max() > 0.1  # they did change
     assert set(new.weight_versions) == {version}
 
 
 def test_a_generation_goes_on_across_a_push(world: World) -> None:
     world.push(first := next(world.versions))
     ids = list(range(20, 60))
-    seeds = range(4)
-    refs = [world.worker.generate.remote(ids, CONTEXT - 60, 1.0, next(world.seeds)) for _ in seeds]
-    time.sleep(0.3)
-    before = [ray.get(world.learner.prompt_logprobs.remote(ids))]
-    old_model = ray.get(
-        world.learner.__ray_call__.remote(lambda self: {k: v.clone() for k, v in self.model.state_dict().items()})
-    )
+    refs = [world.worker.generate.remote(ids, CONTEXT - 60, 1.0, next(world.seeds)) for _ in range(8)]
+    time.sleep(0.2)
     ray.get(world.learner.jump.remote(2))
     world.push(second := next(world.versions))
     completions = [c for c in ray.get(refs, timeout=120) if set(c.weight_versions) == {first, second}]
     assert completions, "no generation was under way; make them longer"
-    del before
     for completion in completions:
-        new = torch.tensor(completion.weight_versions) == second
         assert list(completion.weight_versions) == sorted(completion.weight_versions)
-        gaps = (torch.tensor(completion.logprobs) - world.reference(ids, completion)).abs()
-        assert gaps[new].max() < 1e-3
-        assert gaps[~new].max() > 0.1
-    assert old_model
+        new = torch.tensor(completion.weight_versions) == second
+        assert world.gaps(ids, completion)[new].max() < 1e-3
+        assert world.gaps(ids, completion, before=True)[~new].max() < 1e-3
+
+
+def test_a_push_that_breaks_off_half_way_is_repeated(world: World) -> None:
+    ray.get(world.learner.jump.remote(4))
+    ray.get(world.learner.break_off.remote())  # in the second bucket; the first ends between the parts of one layer
+    assert world.push(next(world.versions))["canary_gap"] < 1e-3
+    ids = list(range(20, 60))
+    assert world.gaps(ids, world.generate(ids)).max() < 1e-3
 
 
 def test_episodes_run_through_the_pool(world: World) -> None:
@@ -246,7 +263,7 @@ def test_the_canary_catches_a_tied_head_that_kept_its_old_copy(world: World) -> 
         pytest.skip("an untied head is loaded like any other layer")
     world.push(next(world.versions))
     ids = list(range(20, 60))
-    begun = [world.worker.generate.remote(ids, CONTEXT - 60, 1.0, next(world.seeds)) for _ in range(4)]
+    begun = [world.worker.generate.remote(ids, CONTEXT - 60, 1.0, next(world.seeds)) for _ in range(8)]
     time.sleep(0.2)
     ray.get(world.worker.plant.remote(True))
     ray.get(world.learner.jump.remote(3))

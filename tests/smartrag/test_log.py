@@ -1,0 +1,80 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from smartrag.compose import load
+from smartrag.config import WandbMode
+from smartrag.log import RunFolder, _wandb_mode, versions
+from smartrag.plot import curves
+from smartrag.report import as_text
+
+SCORE = {"mean": 0.5, "low": 0.4, "high": 0.6}
+
+
+def _summary() -> dict:
+    from smartrag.evaluate import MEASURES
+
+    one = {"n": 10, **dict.fromkeys(MEASURES, SCORE), "retrieval_rate_by_popularity_fifth": [1, 0.8, 0.5, 0.2, 0]}
+    return {"before": one, "after": one | {"hit_rate": None}, "difference": {"after_minus_before": SCORE}}
+
+
+def test_latest_follows_the_newest_run(tmp_path: Path) -> None:
+    first, second = RunFolder.create(str(tmp_path), "x"), RunFolder.create(str(tmp_path), "x")
+    assert first.folder != second.folder
+    assert (tmp_path / "x" / "latest").resolve() == second.folder
+    assert RunFolder.find(str(tmp_path), "x", "latest").folder == second.folder
+    assert RunFolder.find(str(tmp_path), "x", str(first.folder)).folder == first.folder
+    assert RunFolder.find(str(tmp_path), "x", str(first.checkpoints / "step_00000001")).folder == first.folder
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        RunFolder.find(str(tmp_path), "y", "latest")
+
+
+def test_rows_are_kept_in_order_and_a_rewind_drops_what_comes_again(tmp_path: Path) -> None:
+    run = RunFolder.create(str(tmp_path), "x")
+    for step in (1, 2, 3):
+        run.metrics({"step": step, "reward": step / 2})
+        run.episode({"step": step, "question": "Tromsø?"})
+    run.rewind(2)
+    assert [row["step"] for row in run.rows()] == [1, 2]
+    assert "Tromsø" in (run.folder / "episodes.jsonl").read_text(encoding="utf-8")
+
+
+def test_wandb_goes_offline_at_once_without_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mode, why = _wandb_mode(WandbMode.auto)
+    assert (mode, "wandb login" in why) == ("offline", True)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    mode, why = _wandb_mode(WandbMode.auto)
+    assert (mode, "does not answer" in why) == ("offline", True)
+
+
+def test_an_offline_run_keeps_the_same_rows(tmp_path: Path) -> None:
+    run = RunFolder.create(str(tmp_path), "x")
+    config = load(["log.wandb=offline"])
+    run.start_wandb(config.log, {"seed": 0}, run.folder.name)
+    run.metrics({"step": 1, "reward": 0.25})
+    run.close({"reward": 1.0})
+    (offline,) = run.folder.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 30  # W&B's writer may lag behind its finish()
+    while b"reward" not in offline.read_bytes():
+        assert time.monotonic() < deadline, f"{offline} holds no reward"
+        time.sleep(0.1)
+
+
+def test_pictures_and_tables_for_people(tmp_path: Path) -> None:
+    rows = [{"step": s, "reward": s / 10, "em": 0.1, "retrievals_per_question": 0.5} for s in range(1, 20)]
+    curves(rows, _summary(), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    text = as_text(json.loads(json.dumps(_summary())))
+    assert "0.500 [0.400, 0.600]" in text
+    assert "10 test questions" in text
+    assert as_text({}) == "nothing was evaluated"
+
+
+def test_versions_name_what_decides_a_result() -> None:
+    assert {"torch", "vllm", "ray", "deepspeed", "pyserini", "transformers"} <= set(versions())

@@ -1,0 +1,173 @@
+"""The loop with stand-ins for the machines: what is asked, in which order, and what a resumed run does."""
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smartrag.compose import load
+from smartrag.config import Run
+from smartrag.data import Dataset
+from smartrag.episode import run_episode
+from smartrag.log import RunFolder
+from smartrag.train import Training
+from smartrag.types import Episode, EpisodeRequest, Gate, Question, Trajectory
+from tests import toys
+
+TRAIN = tuple(Question(f"q{i}", f"Which country is Oslo {i} in?", ("Norway",), {"popularity": i}) for i in range(10))
+TEST = tuple(Question(f"t{i}", f"Where is Oslo {i}?", ("Norway",), {"popularity": i, "hops": 1}) for i in range(6))
+
+
+class Machines:
+    """Rollout, learner, push and store in one, with a diary of what was asked of them."""
+
+    def __init__(self) -> None:
+        self.diary: list[str] = []
+        self.requests: list[EpisodeRequest] = []
+        self.published: dict[int, dict[str, Any]] = {}
+        self.knows = False
+
+    def __call__(self, requests: Sequence[EpisodeRequest]) -> Iterator[Episode]:
+        self.requests += requests
+        self.diary.append(f"rollout {len(requests)}")
+        for request in reversed(requests):  # in any order
+            yield asyncio.run(self._episode(request))
+
+    async def _episode(self, request: EpisodeRequest) -> Episode:
+        prompt = toys.prompt()
+        match request.gate:
+            case Gate.NEVER:
+                texts = [" Norway"]
+            case Gate.ALWAYS:
+                texts = [" Oslo", " Norway"]
+            case Gate.POLICY:
+                texts = ["[Answer] Norway"] if self.knows else ["[Search] Oslo", " Norway"]
+        policy = toys.ScriptedPolicy(prompt, *texts)
+        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, k=1, temperature=1.0)
+
+    def rest(self) -> None:
+        self.diary.append("rest")
+
+    def imitate(self, trajectories: Sequence[Trajectory], learning_rate: float) -> dict[str, float]:
+        self.diary.append(f"imitate {len(trajectories)}")
+        return {"loss": 1.0}
+
+    def snapshot_reference(self) -> None:
+        self.diary.append("reference")
+
+    def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float]:
+        self.diary.append(f"update {step}")
+        self.knows = True
+        return {"kl_ref": 0.1}
+
+    def save(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True)
+
+    def load(self, folder: str) -> None:
+        self.diary.append("load")
+
+    def export(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True)
+
+
+class Shelf:
+    """A `Store` that keeps states in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.states = folder, {}
+
+    @contextmanager
+    def publish(self, step: int, state: Any) -> Iterator[Path]:
+        yield self.folder / f"step-{step}"
+        self.states[step] = json.loads(json.dumps(state))
+
+    def load(self, path: Path | None = None) -> tuple[Path, Any]:
+        step = max(self.states)
+        return self.folder / f"step-{step}", self.states[step]
+
+
+def _run(*overrides: str) -> Run:
+    small = ["train.steps=4", "train.episodes=4", "train.save_every=2", "warmup.steps=2", "warmup.batch=2"]
+    return load(["algorithm.minibatches=1", "algorithm.quota=1", *small, "log.progress=false", *overrides])
+
+
+def _training(tmp_path: Path, machines: Machines, store: Shelf, folder: RunFolder, run: Run | None = None) -> Training:
+    def push(version: int) -> dict[str, float]:
+        machines.diary.append(f"push {version}")
+        return {"seconds": 0.0}
+
+    data = Dataset(TRAIN, TEST[:2], TEST, None)
+    return Training(run or _run(), data, machines, machines, push, store, folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(str(tmp_path), "test")
+
+
+def _samples(count: int) -> list[Trajectory]:
+    from smartrag.trajectory import imitation
+
+    return [imitation(f"w{i}", (1,), (2,)) for i in range(count)]
+
+
+def test_the_order_of_a_run(tmp_path: Path, folder: RunFolder) -> None:
+    machines = Machines()
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder)
+    training.begin(_samples(4))
+    assert machines.diary == ["rest", "imitate 2", "imitate 2", "reference", "push 0", "rollout 6"]
+    machines.diary.clear()
+    while not training.done:
+        training.step()
+    assert machines.diary[:8] == ["rollout 4", "rest", "update 0", "push 1", "rollout 4", "rest", "update 1", "push 2"]
+    assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
+
+
+def test_every_train_question_once_an_epoch_and_every_id_once(tmp_path: Path, folder: RunFolder) -> None:
+    machines = Machines()
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, _run("train.steps=5"))
+    training.begin([])
+    machines.requests.clear()
+    while not training.done:
+        training.step()
+    asked = [request.question.id for request in machines.requests]
+    assert sorted(asked[:10]) == sorted(asked[10:]) == sorted(q.id for q in TRAIN)
+    assert asked[:10] != asked[10:]
+    assert len({request.id for request in machines.requests}) == 20
+
+
+def test_the_summary_compares_on_the_same_questions(tmp_path: Path, folder: RunFolder) -> None:
+    training = _training(tmp_path, Machines(), Shelf(tmp_path), folder)
+    training.begin([])
+    while not training.done:
+        training.step()
+    summary = training.finish()
+    assert summary["before"]["reward"]["mean"] == pytest.approx(1.8)
+    assert summary["after"]["reward"]["mean"] == pytest.approx(2.0)
+    assert summary["difference"]["after_minus_before"]["mean"] == pytest.approx(0.2)
+    assert summary["never"]["retrievals_per_question"]["mean"] == 0
+    assert summary["always"]["n"] == 6
+    assert summary["before"]["retrieval_rate_by_popularity_fifth"] == [1.0] * 5
+
+
+def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, folder: RunFolder) -> None:
+    whole, store = Machines(), Shelf(tmp_path)
+    training = _training(tmp_path, whole, store, folder)
+    training.begin([])
+    for _ in range(3):  # the checkpoint is of step 2; step 3 is lost
+        training.step()
+    expected = [request.id for request in whole.requests]
+    first, again = whole.requests[-4:], Machines()
+    resumed = _training(tmp_path, again, store, folder)
+    resumed.resume()
+    assert again.diary == ["rest", "load", "push 2"]
+    assert [row["step"] for row in folder.rows()] == [1, 2]
+    resumed.step()
+    assert [r.id for r in again.requests] == [r.id for r in first] == expected[-4:]
+    resumed.step()
+    assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
+    assert "before" in resumed.finish()
