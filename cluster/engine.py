@@ -8,7 +8,7 @@ import asyncio
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -222,8 +222,11 @@ class Engine:
         with _exit_if_dead():
             try:
                 await self._llm.shutdown_weight_transfer_engine()
-            except Exception:  # refused in the middle of an update: close that first
-                await self._llm.collective_rpc("finish_weight_update")
+            except (
+                Exception
+            ):  # refused in the middle of an update: close that first, if it has not broken off by itself
+                with suppress(Exception):
+                    await self._llm.collective_rpc("finish_weight_update")
                 await self._llm.shutdown_weight_transfer_engine()
 
     # -- sharing a GPU with the learner -------------------------------------------------------------------------------
@@ -258,7 +261,8 @@ def _completion(output: "RequestOutput", end_id: int, first_version: int) -> Com
     out = output.outputs[0]
     ids = tuple(out.token_ids)
     assert out.logprobs is not None
-    logprobs = tuple(float(entry[token].logprob) for token, entry in zip(ids, out.logprobs, strict=True))
+    entries: Sequence[Any] = out.logprobs
+    logprobs = tuple(float(entry[token].logprob) for token, entry in zip(ids, entries, strict=True))
     stop = Stop.END if ids and ids[-1] == end_id else Stop.LENGTH
     versions = [first_version] * len(ids)
     for span in out.weight_versions or ():

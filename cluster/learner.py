@@ -67,6 +67,7 @@ class LearnerRank:
         self._tokenizer = model.load_tokenizer(self._path)
         self._pad_id = model.pad_id(self._tokenizer)
         policy, critic = model.load_policy(self._path, precision), model.load_critic(self._path, precision)
+        self._lm = policy.lm
         self._policy = zero.ZeroEngine(policy, group, group.learning_rate, precision)
         self._critic = zero.ZeroEngine(critic, group, group.critic_learning_rate, precision)
 
@@ -160,20 +161,20 @@ class LearnerRank:
         if self.rank == 0:
             Path(folder).mkdir(parents=True, exist_ok=True)
             save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
-            self._policy.module.lm.config.save_pretrained(folder)
-            self._policy.module.lm.generation_config.save_pretrained(folder)
+            self._lm.config.save_pretrained(folder)
+            self._lm.generation_config.save_pretrained(folder)
             self._tokenizer.save_pretrained(folder)
 
     # -- weights on their way to the engines --------------------------------------------------------------------------
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole tensor). A tied output layer is not among them: it is the embedding."""
-        return zero.named_tensors(self._policy.module.lm)
+        return zero.named_tensors(self._lm)
 
     def weight_metadata(self) -> list[tuple[str, str, tuple[int, ...]]]:
         return [
             (name, str(p.dtype).removeprefix("torch."), tuple(getattr(p, "ds_shape", p.shape)))
-            for name, p in self._policy.module.lm.named_parameters()
+            for name, p in self._lm.named_parameters()
         ]
 
     def connect_weights(self, init_info: dict[str, Any]) -> None:
@@ -226,11 +227,12 @@ class LearnerGroup:
         self.run = run
         group = run.learner
         self.ranks: list[ActorHandle] = []
+        actor: Any = ray.remote(LearnerRank)
         for rank in range(group.ranks):
             options: dict[str, Any] = {"num_cpus": group.cpus, "num_gpus": group.gpus, "max_restarts": 0}
             if strategies is not None:
                 options["scheduling_strategy"] = strategies[rank]
-            self.ranks.append(ray.remote(LearnerRank).options(**options).remote(run, path, rank))
+            self.ranks.append(actor.options(**options).remote(run, path, rank))
         start_s = run.cluster.placement_timeout_s  # imports and loading take longer than any later call
         host, port = self._wait("address", [self.ranks[0].address.remote()], start_s)[0]
         self._wait("start", [actor.start.remote(host, port) for actor in self.ranks], start_s)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-_START_S, _STOP_S = 90.0, 20.0
+_START_S, _STOP_S = 240.0, 20.0
 
 
 class LocalRay:
@@ -27,6 +27,7 @@ class LocalRay:
         self.num_cpus = num_cpus
         self._folder = Path(tempfile.mkdtemp(prefix="smartrag-ray-"))
         self._dashboard = _free_port()
+        self._said = ""
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
@@ -55,11 +56,13 @@ class LocalRay:
                 start_new_session=True,
             )
         deadline = time.monotonic() + _START_S
-        while not self._answers():
+        while not self._takes_jobs():
             if self._head.poll() is not None or time.monotonic() > deadline:
                 said = log.read_text(errors="replace")[-2000:]
                 self.__exit__(None, None, None)
-                raise RuntimeError(f"Ray did not start on this machine within {_START_S:.0f} s; it said:\n{said}")
+                raise RuntimeError(
+                    f"Ray did not start on this machine within {_START_S:.0f} s; it said:\n{said}\n{self._said}"
+                )
             time.sleep(0.5)
         return self
 
@@ -91,10 +94,12 @@ class LocalRay:
                     continue
         return found
 
-    def _answers(self) -> bool:
-        with socket.socket() as probe:
-            probe.settimeout(1.0)
-            return probe.connect_ex(("127.0.0.1", self._dashboard)) == 0
+    def _takes_jobs(self) -> bool:
+        """The dashboard answers before the agent that runs jobs is there, so the proof is a job that does nothing."""
+        probe = ["ray", "job", "submit", "--no-wait", "--", "true"]
+        done = subprocess.run(probe, env=self.env, check=False, capture_output=True, text=True)
+        self._said = done.stderr[-1000:]
+        return done.returncode == 0
 
 
 def _alive(entry: Path) -> bool:

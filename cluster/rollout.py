@@ -71,7 +71,7 @@ class RolloutPool:
             "max_concurrency": 2 * engine.concurrency + HEADROOM,
             "runtime_env": {"env_vars": dict(env or {})},
         }
-        actors = []
+        actors: list[Any] = []
         for i in range(engine.workers):
             where = {"scheduling_strategy": strategies[i]} if strategies else {}
             actors.append(ray.remote(worker).options(**options, **where).remote(*args))

@@ -100,13 +100,13 @@ class _Engines:
 
     def start_weight_update(self) -> None: ...
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
+    def update_weights(self, update_info: Any) -> None:
         ray.get([h.on_engine.remote("receive", [update_info]) for h in self.handles], timeout=self.timeout_s)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
-def _vllm_trainer(init_info: dict[str, Any], rank: int, source: _Replay) -> Any:
+def _vllm_trainer(init_info: dict[str, Any], rank: int, source: Any) -> Any:
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo

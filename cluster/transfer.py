@@ -84,7 +84,7 @@ class GlooTransfer(WeightTransferEngine[GlooInit, GlooBucket]):
         if problem:  # raised outside the handler: a traceback would keep the group, and thereby its peers, alive
             self.shutdown()
             raise RuntimeError(f"the learner's weights did not arrive: {problem}")
-        self.model.load_weights(unpack(update_info.bucket, flat))
+        self.model.load_weights(unpack(update_info.bucket, flat))  # type: ignore[operator]
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

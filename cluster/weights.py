@@ -93,18 +93,26 @@ class WeightPush:
         }
 
     def _reach(self) -> dict[int, str]:
-        """Incarnations of the engines that answer; the others are reported lost."""
-        handles = self._engines.handles()
-        refs = {worker: handle.identity.remote() for worker, handle in handles.items()}
+        """Incarnations of the engines that answer; the others are reported lost. Waits if all are away."""
+        patience_s = self._cluster.placement_timeout_s
+        deadline = time.monotonic() + patience_s
+        while not (members := self._answering()):
+            if time.monotonic() > deadline:
+                raise PushFailed(
+                    f"no engine answered within cluster.placement_timeout_s={patience_s:g}; see their logs"
+                )
+            time.sleep(1.0)
+        return members
+
+    def _answering(self) -> dict[int, str]:
+        refs: dict[int, Any] = {worker: handle.identity.remote() for worker, handle in self._engines.handles().items()}
         ray.wait(list(refs.values()), num_returns=len(refs), timeout=REACH_S)
-        members = {}
+        members: dict[int, str] = {}
         for worker, ref in refs.items():
             try:
                 members[worker] = ray.get(ref, timeout=0.1)
             except RayError:
                 self._engines.lost(worker)
-        if not members:
-            raise PushFailed(f"none of {len(handles)} engines answered within {REACH_S:g} s; see their logs")
         return members
 
     def _connect(self, members: dict[int, str]) -> None:
@@ -135,7 +143,7 @@ class WeightPush:
         self._members = members
 
     def _transfer(self) -> None:
-        refs = [learner.send_weights.remote(self._cluster.bucket_mib) for learner in self._learners]
+        refs: list[Any] = [learner.send_weights.remote(self._cluster.bucket_mib) for learner in self._learners]
         if self._cluster.weights is not WeightBackend.ipc:
             messages = _messages(self._cluster, self._metadata)
             handles = self._engines.handles()
@@ -170,7 +178,7 @@ class WeightPush:
         """Tear the transfer group down after a failure; an engine that cannot leave it is restarted."""
         self._members = {}
         handles = self._engines.handles()
-        refs = {worker: handles[worker].on_engine.remote("disconnect") for worker in members}
+        refs: dict[int, Any] = {worker: handles[worker].on_engine.remote("disconnect") for worker in members}
         ray.wait(list(refs.values()), num_returns=len(refs), timeout=self._cluster.call_timeout_s + GRACE_S)
         for worker, ref in refs.items():
             try:

@@ -88,4 +88,4 @@ def broadcast(group: dist.ProcessGroupGloo, flat: torch.Tensor) -> None:
     """`flat` of rank 0 goes to everyone, in place. Raises RuntimeError when a peer is gone, or silent too long."""
     options = dist.BroadcastOptions()
     options.rootRank = 0
-    group.broadcast([flat.view(torch.uint8)], options).wait()
+    group.broadcast([flat.view(torch.uint8)], options).wait()  # type: ignore[attr-defined]

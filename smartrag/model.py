@@ -56,11 +56,11 @@ class Policy(nn.Module):
 class Critic(nn.Module):
     """The policy's trunk with a scalar head, in place of the language model's."""
 
-    def __init__(self, trunk: PreTrainedModel):
+    def __init__(self, lm: PreTrainedModel):
         super().__init__()
-        self.trunk = trunk
-        width = trunk.config.get_text_config().hidden_size
-        self.head = nn.Linear(width, 1, dtype=next(trunk.parameters()).dtype)
+        self.trunk = lm.base_model
+        width = lm.config.get_text_config().hidden_size
+        self.head = nn.Linear(width, 1, dtype=lm.dtype)
         # Small, so that the first values are near 0 and advantages start as the rewards themselves; not zero, or the
         # trunk would get no gradient. From its own generator: every rank must draw the same.
         start = torch.randn(1, width, generator=torch.Generator().manual_seed(0)) * 1e-2 / width**0.5
@@ -79,7 +79,7 @@ def load_policy(path: Path, precision: Precision) -> Policy:
 
 
 def load_critic(path: Path, precision: Precision) -> Critic:
-    return Critic(_load(path, precision).base_model)
+    return Critic(_load(path, precision))
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ Shapes: B trajectories of this rank, T tokens of the longest.
 
 import math
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -85,7 +85,7 @@ def imitate(
 class Step:
     """What one optimiser step came to on this rank."""
 
-    sums: Counter[str]  # over policy tokens
+    sums: dict[str, float]  # over policy tokens
     deviation: float  # largest |ratio − 1|
     norm: float  # of the policy's gradient, over all ranks, before clipping; 0.0 when it did not learn
     critic_norm: float
@@ -97,7 +97,7 @@ def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
     tokens = float(ranks.sum(exp.batch.mask[list(rows)].sum()))
     # Engines average gradients over ranks. Wanted is the sum over ranks, divided by the tokens of all of them.
     scale = ranks.count / tokens
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
     deviation = 0.0
     plan = ranks.equal_counts(micro_batches(lengths(exp.batch), setup.micro_batch_tokens, rows))
     for i, some in enumerate(plan):

@@ -43,7 +43,7 @@ class Side:
 
     def __init__(self, ranks: Ranks):
         self.policy = tiny.PlainEngine(Policy(tiny.llama(0)), ranks)
-        self.critic = tiny.PlainEngine(Critic(tiny.llama(0).base_model), ranks)
+        self.critic = tiny.PlainEngine(Critic(tiny.llama(0)), ranks)
         self.setup = Setup(
             models=Models(self.policy, self.critic, Policy(tiny.llama(1))),
             algorithm=ALGORITHM,
