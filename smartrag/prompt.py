@@ -87,10 +87,10 @@ class Prompt:
     def parse(self, token_ids: Sequence[int], stop: Stop, *, tag: Sequence[int] = ()) -> Action:
         """The action that these generated ids spell. `tag`: the forced tag that stood before them, if any."""
         ids = token_ids[:-1] if stop is Stop.END else token_ids
-        text = self.tokenizer.decode(ids, skip_special_tokens=False).strip()
+        text = self._decode(ids).strip()
         if stop is Stop.LENGTH:
             return Action(ActionKind.CUT, text)
-        spelled = f"{self.tokenizer.decode(tag)} {text}" if tag else text
+        spelled = f"{self._decode(tag)} {text}" if tag else text
         match = _WELL_FORMED.fullmatch(spelled)
         if match is None or len(_TAG.findall(spelled)) != 1:
             return Action(ActionKind.MALFORMED, text)
@@ -115,6 +115,9 @@ class Prompt:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def _split_template(self) -> tuple[str, str, str]:
         """(before the question, from the end of a reply to the next user text, after a user text)."""
         messages = [
@@ -122,7 +125,7 @@ class Prompt:
             {"role": "assistant", "content": _REPLY},
             {"role": "user", "content": _SECOND},
         ]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         head, rest = text.split(_FIRST)
         _, rest = rest.split(_REPLY)
         between, tail = rest.split(_SECOND)

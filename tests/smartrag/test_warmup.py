@@ -33,7 +33,8 @@ def test_the_three_kinds_come_in_their_shares() -> None:
     assert set(queries) == {"[Search] Oslo<|end|>", "[Search] Bergen<|end|>"}
     (read,) = {(_context(s), _wanted(s)) for s in _samples((0, 0, 1), TWO_HOPS)}
     assert read == (
-        "<|user|>Capital of the country of Oslo?<|assistant|>[Search] Oslo<|end|><|user|>Oslo\nOslo is a city in Norway."
+        "<|user|>Capital of the country of Oslo?<|assistant|>[Search] Oslo<|end|>"
+        "<|user|>Oslo\nOslo is a city in Norway."
         "<|assistant|>[Search] Bergen<|end|><|user|>Bergen\nBergen is a city in Norway.<|assistant|>",
         "[Answer] Norway<|end|>",
     )
