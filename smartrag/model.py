@@ -23,6 +23,7 @@ from smartrag.loss import token_logprobs
 logger = logging.getLogger("smartrag")
 
 _PACKAGE = "package://"
+_PROJECT = Path(__file__).resolve().parent.parent
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
 _HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt"]
@@ -139,7 +140,8 @@ def resolve(model: Model, cache: Path) -> Path:
 def _resolve(path: str, fallback: str | None, cache: Path) -> Path:
     if path.startswith(_PACKAGE):
         return _from_package(path.removeprefix(_PACKAGE), cache)
-    folder = Path(path).expanduser()
+    here = Path(path).expanduser()
+    folder = here if here.is_dir() else _PROJECT / here  # ours (models/tiny) are found from any working directory
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model path {path} is not a model: it has no config.json")

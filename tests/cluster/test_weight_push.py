@@ -17,6 +17,8 @@ from cluster.wire import broadcast, buckets, empty, gloo_group, pack, unpack
 from smartrag.compose import load
 from smartrag.config import Cluster
 
+pytestmark = pytest.mark.slow
+
 TP = 2  # workers of one engine, each a rank of the transfer group
 IDS = list(range(8))
 
