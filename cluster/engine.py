@@ -18,6 +18,8 @@ from smartrag.types import Completion, EpisodeFailed, Stop
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
+_CPU_BATCH_TOKENS = 8192  # prompt tokens of one engine step
+
 
 def engine_args(model: Model, cluster: Cluster, path: str) -> dict[str, Any]:
     """vLLM's arguments for the policy in the folder `path`; `cluster.engine.engine_args` has the last word."""
@@ -42,7 +44,14 @@ def engine_args(model: Model, cluster: Cluster, path: str) -> dict[str, Any]:
     if engine.kv_cache_gib is not None:
         args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     if cluster.weights is WeightBackend.gloo:
-        args |= {"enforce_eager": True, "block_size": 32}  # the CPU default of 128 leaves short prefixes uncached
+        args |= {
+            "enforce_eager": True,
+            "block_size": 32,  # the CPU default of 128 leaves short prefixes uncached
+            # A prompt cut in two makes vLLM wind a request's seeded generator back, which a CPU generator cannot: the
+            # engine dies of it. So prompts are taken whole, as many at a time as fit.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, model.context_tokens),
+        }
     if cluster.colocated:
         args["enable_sleep_mode"] = True
     return args | engine.engine_args

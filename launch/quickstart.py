@@ -5,6 +5,7 @@ python launch/quickstart.py [OVERRIDE ...]        e.g. seed=1 train.steps=5
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def main(overrides: list[str]) -> int:
     from cluster.local_ray import LocalRay
     from smartrag.report import as_text
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that Ray is stopped
     runs = ROOT / "runs"
     command = ["launch/train.py", "+experiment=quickstart", f"runs={runs}", *overrides]
     with LocalRay(num_cpus=2) as ray:

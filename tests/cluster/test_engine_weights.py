@@ -122,7 +122,8 @@ class World:
 def run_of(workers: int = 1) -> Run:
     run = load([])
     model = dataclasses.replace(run.model, context_tokens=CONTEXT, new_tokens=48, passage_tokens=40, instruction="")
-    extension = {"worker_extension_cls": "tests.cluster.faults.Faults"}
+    # Few prompt tokens a step, so that prompts compete for them.
+    extension = {"worker_extension_cls": "tests.cluster.faults.Faults", "max_num_batched_tokens": CONTEXT}
     engine = dataclasses.replace(
         run.cluster.engine, workers=workers, cpus=0.5, kv_cache_gib=0.25, concurrency=32, engine_args=extension
     )
@@ -195,6 +196,16 @@ def test_same_seed_same_tokens(world: World) -> None:
     ids = list(range(10, 40))
     assert world.generate(ids, seed=5) == world.generate(ids, seed=5)
     assert world.generate(ids, seed=5).token_ids != world.generate(ids, seed=6).token_ids
+
+
+def test_prompts_that_do_not_fit_into_one_step_are_not_cut(world: World) -> None:
+    """vLLM dies of a seeded request whose prompt it takes in two parts on a CPU."""
+    prompts = [list(range(5 + i, 5 + i + CONTEXT // 2 - 3)) for i in range(12)]
+    refs = [world.worker.generate.remote(ids, 4, 1.0, i) for i, ids in enumerate(prompts)]
+    together = ray.get(refs, timeout=120)
+    assert [c.token_ids for c in together] == [
+        world.generate(ids, tokens=4, seed=i).token_ids for i, ids in enumerate(prompts)
+    ]
 
 
 def test_the_end_token_is_kept_and_nothing_else_ends(world: World) -> None:
