@@ -88,7 +88,9 @@ class LearnerRank:
         if self._reference is None:
             raise RuntimeError("there is no reference policy yet: call snapshot_reference() before the first update")
         group, algorithm = self.run.learner, self.run.algorithm
-        self._policy.set_learning_rate(group.learning_rate)
+        left = 1 - (1 - group.final_rate) * min(1.0, step / max(1, self.run.train.steps))
+        self._policy.set_learning_rate(group.learning_rate * left)
+        self._critic.set_learning_rate(group.critic_learning_rate * left)
         setup = Setup(
             models=Models(self._policy, self._critic, self._reference),
             algorithm=algorithm,

@@ -128,7 +128,11 @@ class ZeroEngine:
         self._stage = group.zero_stage
         # torch's own AdamW: DeepSpeed's would be compiled at start.
         self._adam = torch.optim.AdamW(
-            module.parameters(), lr=learning_rate, weight_decay=group.weight_decay, fused=group.gpus > 0 or None
+            module.parameters(),
+            lr=learning_rate,
+            betas=(0.9, group.beta2),
+            weight_decay=group.weight_decay,
+            fused=group.gpus > 0 or None,
         )
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._adam, config=_settings(group, precision), dist_init_required=False

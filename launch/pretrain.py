@@ -1,4 +1,4 @@
-"""Pretrain the tiny base model again: `python launch/pretrain.py models/tiny`. About 40 minutes on two CPU cores."""
+"""Pretrain the tiny base model again: `python launch/pretrain.py models/tiny`. About half an hour on two CPU cores."""
 
 import argparse
 import json

@@ -104,6 +104,8 @@ class LearnerGroup:
     zero_stage: int  # DeepSpeed ZeRO 0-3
     learning_rate: float
     critic_learning_rate: float
+    final_rate: float  # share of both learning rates left at the last PPO step; they fall linearly. 1: constant
+    beta2: float  # AdamW's memory of squared gradients; lower forgets the large early ones sooner
     weight_decay: float
     max_grad_norm: float
     micro_batch_tokens: int  # padded tokens of one forward pass of one rank
@@ -219,6 +221,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("learner.zero_stage", 0, 3),
     ("learner.learning_rate", 0.0, 1.0),
     ("learner.critic_learning_rate", 0.0, 1.0),
+    ("learner.final_rate", 0.0, 1.0),
+    ("learner.beta2", 0.5, 0.99999),
     ("learner.weight_decay", 0.0, 1.0),
     ("learner.max_grad_norm", 1e-6, 1e6),
     ("learner.micro_batch_tokens", 16, 1 << 24),

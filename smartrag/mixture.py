@@ -60,6 +60,7 @@ class Mixture:
         self._known_weights = [math.exp(-rank / FADE) for rank in range(len(self._known))]
         self._countries = places.countries
         self._country_weights = [math.sqrt(c.population) for c in places.countries]
+        self._real = {c.name for c in places.cities} | {c.name for c in places.countries}
         self._spare = [name for name in places.spare_names if len(name) <= 20]
         pieces = sorted(prompt.tokenizer.get_vocab())
         self._heads = [piece[1:] for piece in pieces if re.fullmatch("▁[A-Z][a-z]*", piece)]
@@ -108,6 +109,8 @@ class Mixture:
         relation = self._random.choices(list(QUESTIONS), (5, 1.5, 1.5, 2, 2))[0]
         subject, country = self._name(), self._invented_country()
         if relation in ("capital", "currency"):
+            while country.name in self._real and split_of(relation, country.name) != "train":
+                country = self._invented_country()
             subject = country.name
         steps: list[tuple[int, ...]] = [self._prompt.question(QUESTIONS[relation].format(subject))]
         if relation.startswith("country"):
@@ -177,6 +180,12 @@ class Mixture:
         return Country(name, capital, currency, pick(self._countries).continent, 0)
 
     def _name(self) -> str:
+        """A name that is nobody's in the world's questions."""
+        while (name := self._any_name()) in self._real:
+            pass
+        return name
+
+    def _any_name(self) -> str:
         """The name of a spare city, or one put together: of parts of such names, or of any pieces of the vocabulary, so
         that no piece is one that the model has never had to copy."""
         pick = self._random.choice
