@@ -64,7 +64,13 @@ class SmartRAGPPO(Algorithm):
                 self.training.resume(_checkpoint(run.resume))
                 return
             samples = warmup.samples(
-                found.data.train, run.warmup, found.prompt, system.retrieval.client(), k=run.retriever.k, seed=run.seed
+                found.data.train,
+                run.warmup,
+                found.prompt,
+                system.retrieval.client(),
+                k=run.retriever.k,
+                seed=run.seed,
+                known=self.training.closed_book(),
             )
             self.training.begin(asyncio.run(samples))
         except BaseException:

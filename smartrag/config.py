@@ -147,6 +147,7 @@ class Warmup:
     direct: float  # share of "question -> answer" samples
     search: float  # share of "question -> query"
     read: float  # share of "question, passages -> answer"
+    self_knowledge: float  # share of first moves labelled by whether the policy answers right closed-book (SKR)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -241,6 +242,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup.direct", 0.0, 1.0),
     ("warmup.search", 0.0, 1.0),
     ("warmup.read", 0.0, 1.0),
+    ("warmup.self_knowledge", 0.0, 1.0),
     ("train.steps", 0, 1 << 31),
     ("train.episodes", 1, 1 << 20),
     ("train.evaluate_every", 0, 1 << 31),

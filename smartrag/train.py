@@ -51,6 +51,16 @@ class Training:
     def done(self) -> bool:
         return self.steps_done >= self.run.train.steps
 
+    def closed_book(self) -> set[str]:
+        """Ids of the train questions that the policy as it is answers right without retrieving."""
+        if self.run.warmup.steps == 0 or self.run.warmup.self_knowledge == 0:
+            return set()
+        with self._timed("warmup"):
+            episodes = self._ask(self.data.train, "closed-book", Gate.NEVER)
+        right = {e.question.id for e in episodes if evaluate.measure(e, self.run.reward)["em"]}
+        logger.info("closed-book, the policy answers %d of %d train questions right", len(right), len(episodes))
+        return right
+
     def begin(self, warmup: Sequence[Trajectory]) -> None:
         """Warm-up on `warmup` (may be empty), first push, evaluation before PPO, checkpoint 0."""
         steps = list(batches(warmup, self.run.warmup.batch))

@@ -4,14 +4,16 @@
     search   question (and what came so far)   -> [Search] query
     read     question, all observations        -> [Answer] answer
 
-Which question gets which kind is drawn blindly: warm-up teaches the three moves, not when to make them. That is left
-to reinforcement learning. The observations are the retriever's own. Queries are those in the question's
-`meta["queries"]` when the data set has them, else the question itself.
+Which question gets which kind is drawn blindly, but for a share `self_knowledge`: there a first move is `direct` when
+the policy's own closed-book answer is right and `search` when it is wrong (SKR, Wang et al. 2023, arXiv 2310.05002; the
+authors' "warm-up-skr"). A small share leaves the decision to reinforcement learning and gives it something to go by.
+The observations are the retriever's own. Queries are those in the question's `meta["queries"]` when the data set has
+them, else the question itself.
 """
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from smartrag.config import Warmup
 from smartrag.prompt import Prompt
@@ -21,15 +23,26 @@ from smartrag.types import Action, ActionKind, EpisodeFailed, Failed, Question, 
 
 
 async def samples(
-    questions: Sequence[Question], warmup: Warmup, prompt: Prompt, retrieve: Retrieve, *, k: int, seed: int
+    questions: Sequence[Question],
+    warmup: Warmup,
+    prompt: Prompt,
+    retrieve: Retrieve,
+    *,
+    k: int,
+    seed: int,
+    known: Container[str] = (),
 ) -> list[Trajectory]:
     """`warmup.steps` x `warmup.batch` trajectories. A `read` sample whose passages lack the answer becomes a `search`.
 
-    Raises EpisodeFailed when the retriever failed.
+    `known`: ids of the questions that the policy answers right closed-book. Raises EpisodeFailed when the retriever
+    failed.
     """
     rng = random.Random(f"warmup/{seed}")
     drawn = _draw(questions, warmup.steps * warmup.batch, rng)
     kinds = rng.choices(("direct", "search", "read"), (warmup.direct, warmup.search, warmup.read), k=len(drawn))
+    for i, question in enumerate(drawn):
+        if kinds[i] != "read" and rng.random() < warmup.self_knowledge:
+            kinds[i] = "direct" if question.id in known else "search"
     gate = asyncio.Semaphore(64)  # queries in flight
 
     async def one(i: int) -> Trajectory:

@@ -14,7 +14,9 @@ TWO_HOPS = Question("q", "Capital of the country of Oslo?", ("Norway",), {"queri
 def _samples(
     share: tuple[float, float, float], question: Question, shelf: toys.Shelf | None = None
 ) -> list[Trajectory]:
-    warmup = Warmup(steps=10, batch=6, learning_rate=1e-3, direct=share[0], search=share[1], read=share[2])
+    warmup = Warmup(
+        steps=10, batch=6, learning_rate=1e-3, direct=share[0], search=share[1], read=share[2], self_knowledge=0
+    )
     shelf = shelf or toys.Shelf(toys.OSLO, toys.BERGEN)
     return asyncio.run(samples([question], warmup, toys.prompt(), shelf, k=1, seed=0))
 
@@ -52,3 +54,12 @@ def test_passages_without_the_answer_teach_no_reading() -> None:
 def test_a_failed_retrieval_is_no_sample() -> None:
     with pytest.raises(EpisodeFailed, match="planted"):
         _samples((0, 0, 1), TWO_HOPS, toys.Shelf(toys.OSLO, failures=1))
+
+
+def test_first_moves_may_follow_what_the_policy_knows() -> None:
+    warmup = Warmup(steps=5, batch=4, learning_rate=1e-3, direct=0.5, search=0.5, read=0, self_knowledge=1)
+    shelf, prompt = toys.Shelf(toys.OSLO), toys.prompt()
+    one_hop = Question("q", "Where is Oslo?", ("Norway",), {"queries": ["Oslo"]})
+    for known, wanted in (({"q"}, "[Answer] Norway<|end|>"), (set(), "[Search] Oslo<|end|>")):
+        made = asyncio.run(samples([one_hop], warmup, prompt, shelf, k=1, seed=0, known=known))
+        assert {_wanted(sample) for sample in made} == {wanted}
