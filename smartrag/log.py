@@ -104,16 +104,22 @@ class RunFolder:
         import wandb
 
         settings = wandb.Settings(init_timeout=30, console="off", silent=True)
-        self._wandb = wandb.init(
-            project=log.project,
-            id=run_id,
-            resume="allow",
-            name=f"{self.folder.parent.name}/{self.folder.name}",
-            dir=self.folder,
-            mode=mode,
-            config=dict(config),
-            settings=settings,
-        )
+        try:
+            self._wandb = wandb.init(
+                project=log.project,
+                id=run_id,
+                resume="allow",
+                name=f"{self.folder.parent.name}/{self.folder.name}",
+                dir=self.folder,
+                mode=mode,
+                config=dict(config),
+                settings=settings,
+            )
+        except wandb.Error as error:
+            if log.wandb is WandbMode.online:
+                raise
+            logger.warning("W&B is off, metrics.jsonl has every number all the same: %s", error)
+            return
         self._wandb.define_metric("step")
         self._wandb.define_metric("*", step_metric="step")
         if mode == "offline":

@@ -29,8 +29,12 @@ SMALL = (
 
 def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "launch" / "train.py"), *SMALL, f"runs={folder}", *more]
+    # A W&B service of this test session would outlive the driver we kill, and hold on to its run.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     with (folder / "driver.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def _rows(folder: Path) -> list[dict]:
