@@ -26,7 +26,7 @@ def main(overrides: list[str]) -> int:
         folder = (runs / "quickstart" / "latest").resolve()
         print(as_text(json.loads((folder / "summary.json").read_text())))
         print(f"All of it, with curves.png, is in {folder}")
-        print(f'Ask it yourself: .venv/bin/python launch/ask.py {folder} "Which country is Tromsø in?"')
+        print(f'Ask it yourself: .venv/bin/python launch/ask.py {folder} "Which country is Jonkoping in?"')
     return code
 
 
