@@ -17,7 +17,7 @@ from cluster.system import System, inputs
 from smartrag import warmup
 from smartrag.compose import as_yaml
 from smartrag.config import Run
-from smartrag.log import RunFolder
+from smartrag.log import RunFolder, run_and_checkpoint
 from smartrag.train import Training
 
 
@@ -61,7 +61,8 @@ class SmartRAGPPO(Algorithm):
             )
             self.folder.start_wandb(run.log, asdict(run), self.folder.folder.name)
             if run.resume is not None:
-                self.training.resume(_checkpoint(run.resume))
+                named = None if run.resume == "latest" else run_and_checkpoint(Path(run.resume))[1]
+                self.training.resume(named)
                 return
             samples = warmup.samples(
                 found.data.train,
@@ -102,9 +103,3 @@ def _folder(run: Run) -> RunFolder:
     folder = RunFolder.create(run.runs, run.name)
     folder.write("config.yaml", as_yaml(run))
     return folder
-
-
-def _checkpoint(resume: str) -> Path | None:
-    """The checkpoint that `resume` names; None when it names a whole run, whose newest is meant."""
-    path = Path(resume)
-    return path.resolve() if path.parent.name == "checkpoints" else None

@@ -10,14 +10,13 @@ from cluster.system import BadInput, System, inputs
 from smartrag import evaluate, report
 from smartrag.compose import from_yaml
 from smartrag.episode import episode_id
+from smartrag.log import run_and_checkpoint
 from smartrag.types import EpisodeRequest, Question
 
 
 def ask(folder: Path, questions: Sequence[str]) -> int:
     """Prints one greedy episode a question, with the newest weights of the run; returns the exit code."""
-    folder = folder.resolve()
-    named = folder if folder.parent.name == "checkpoints" else None
-    home = folder.parent.parent if named else folder
+    home, named = run_and_checkpoint(folder)
     try:
         run = from_yaml(home / "config.yaml")
         checkpoint, _ = Checkpoints(home / "checkpoints", run.train.keep).load(named)

@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from smartrag import ROOT
 from smartrag.config import Run, check
 
-ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 USAGE_ERROR = 2
 

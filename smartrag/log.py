@@ -54,7 +54,7 @@ class RunFolder:
         Raises FileNotFoundError when there is none.
         """
         path = Path(runs).resolve() / name / "latest" if resume == "latest" else Path(resume).resolve()
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path
+        folder, _ = run_and_checkpoint(path)
         if not (folder / "checkpoints").is_dir():
             raise FileNotFoundError(f"resume={resume}: no run in {folder}; leave out `resume` to start a new run")
         return cls(folder.resolve())
@@ -131,6 +131,12 @@ class RunFolder:
                 self._wandb.summary[name] = value
             self._wandb.finish()
             self._wandb = None
+
+
+def run_and_checkpoint(path: Path) -> tuple[Path, Path | None]:
+    """(folder of the run, its checkpoint that is meant) of a path that names either; None: the newest is meant."""
+    path = path.resolve()
+    return (path.parent.parent, path) if path.parent.name == "checkpoints" else (path, None)
 
 
 def versions() -> dict[str, str]:

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from smartrag import ROOT
 from smartrag.config import Model, Precision
 from smartrag.loss import token_logprobs
 
 logger = logging.getLogger("smartrag")
 
 _PACKAGE = "package://"
-_PROJECT = Path(__file__).resolve().parent.parent
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
 _HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt"]
@@ -141,7 +141,7 @@ def _resolve(path: str, fallback: str | None, cache: Path) -> Path:
     if path.startswith(_PACKAGE):
         return _from_package(path.removeprefix(_PACKAGE), cache)
     here = Path(path).expanduser()
-    folder = here if here.is_dir() else _PROJECT / here  # ours (models/tiny) are found from any working directory
+    folder = here if here.is_dir() else ROOT / here  # ours (models/tiny) are found from any working directory
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model path {path} is not a model: it has no config.json")
