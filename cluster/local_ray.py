@@ -48,6 +48,8 @@ class LocalRay:
                     *("ray", "start", "--head", "--block", "--node-ip-address=127.0.0.2", "--disable-usage-stats"),
                     *(f"--port={_free_port()}", f"--num-cpus={self.num_cpus}", "--num-gpus=0"),
                     *("--dashboard-host=127.0.0.1", f"--dashboard-port={self._dashboard}"),
+                    # Any free port: on its usual one, taken by another Ray, the agent would live on but take no jobs.
+                    "--dashboard-agent-listen-port=0",
                     *(f"--temp-dir={self._folder}",),
                 ],
                 env=self.env,

@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from smartrag import ROOT
-from smartrag.config import Run, check
+from smartrag.check import check
+from smartrag.config import Run
 
 CONF = ROOT / "conf"
 USAGE_ERROR = 2
@@ -43,8 +44,11 @@ def load(overrides: Sequence[str]) -> Run:
             run = to_run(compose("train", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_plainly(error)) from error
-    problems = check(run)
-    if problems:
+    return _checked(run)
+
+
+def _checked(run: Run) -> Run:
+    if problems := check(run):
         raise ConfigError("\n".join(problems))
     return run
 
@@ -71,7 +75,7 @@ def main(action: Callable[[Run], None]) -> None:
     arguments = sys.argv[1:]
     if any(a.startswith("-") for a in arguments):
         app = hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
-        app(lambda config: action(to_run(config)))()
+        app(lambda config: action(_checked(to_run(config))))()
         return
     try:
         run = load(arguments)

@@ -1,8 +1,11 @@
 """The Ray of `make quickstart`: loopback, a token, both forms of `ray job submit`, and nothing left behind."""
 
 import os
+import socket
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ def test_jobs_are_submitted_with_a_token_and_nothing_is_left(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    with LocalRay(num_cpus=2) as ray:
+    with _another_rays_agent(), LocalRay(num_cpus=2) as ray:
         token = Path(ray.env["RAY_AUTH_TOKEN_PATH"])
         assert token.stat().st_mode & 0o777 == 0o600
         address = ray.env["RAY_API_SERVER_ADDRESS"]
@@ -33,6 +36,16 @@ def test_jobs_are_submitted_with_a_token_and_nothing_is_left(
     assert ray.processes() == []
     assert not any(os.path.exists(f"/proc/{pid}") and _running(pid) for pid in started)
     assert not token.exists()
+
+
+@contextmanager
+def _another_rays_agent() -> Iterator[None]:
+    """Somebody listens where Ray's agent does by default."""
+    with socket.socket() as taken:
+        with suppress(OSError):  # a real one does
+            taken.bind(("0.0.0.0", 52365))
+            taken.listen()
+        yield
 
 
 def _running(pid: int) -> bool:
