@@ -32,6 +32,7 @@ def collate(trajectories: Sequence[Trajectory], pad_id: int) -> Batch:
         logprobs=padded("logprobs", 0.0, torch.float32),
         rewards=padded("rewards", 0.0, torch.float32),
         truncated=torch.tensor([t.truncated for t in trajectories]),
+        groups=torch.tensor([t.group for t in trajectories]),
     )
 
 
@@ -56,9 +57,10 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
     No rows: two tokens that nothing is learned from, for a rank that has run out and must still take part.
     """
     if not rows:
-        empty = {f.name: getattr(batch, f.name)[:1, :2] for f in fields(batch) if f.name != "truncated"}
-        empty["mask"] = torch.zeros_like(empty["mask"])
-        return Batch(**empty, truncated=batch.truncated[:1])
+        first = take(batch, [0])
+        empty = {f.name: getattr(first, f.name) for f in fields(first)}
+        empty = {name: x[:, :2] if x.ndim > 1 else x for name, x in empty.items()}
+        return Batch(**empty | {"mask": torch.zeros_like(empty["mask"])})
     width = int(batch.attention_mask[rows].sum(1).max())
     kept = {f.name: getattr(batch, f.name)[rows] for f in fields(batch)}
     return Batch(**{name: x if x.ndim == 1 else x[:, :width] for name, x in kept.items()})

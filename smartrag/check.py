@@ -26,6 +26,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("retriever.timeout_s", 0.1, 3600.0),
     ("retriever.attempts", 1, 100),
     ("algorithm.quota", 0, 16),
+    ("algorithm.samples", 1, 1024),
     ("algorithm.temperature", 0.01, 10.0),
     ("algorithm.gamma", 0.0, 1.0),
     ("algorithm.lam", 0.0, 1.0),
@@ -93,6 +94,10 @@ def check(run: Run) -> list[str]:
         problems.append(
             f"train.episodes={run.train.episodes} must be a multiple of learner.ranks x algorithm.minibatches = "
             f"{run.learner.ranks} x {run.algorithm.minibatches}, so that every rank takes the same optimiser steps"
+        )
+    if run.train.episodes % run.algorithm.samples:
+        problems.append(
+            f"train.episodes={run.train.episodes} must be a multiple of algorithm.samples={run.algorithm.samples}"
         )
     if run.warmup.steps and run.warmup.batch % run.learner.ranks:
         problems.append(f"warmup.batch={run.warmup.batch} must be a multiple of learner.ranks={run.learner.ranks}")

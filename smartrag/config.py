@@ -65,6 +65,7 @@ class Algorithm:
     """PPO over retrieval episodes. Symbols as in Schulman et al. 2017."""
 
     quota: int  # N: retrievals an episode may make (SmartRAG, Algorithm 1)
+    samples: int  # episodes a question gets in one step; estimators that compare samples need two or more
     temperature: float  # of the sampling policy
     gamma: float  # discount per policy token
     lam: float  # GAE lambda per policy token

@@ -25,6 +25,11 @@ def turn_reward(action: Action, question: Question, reward: Reward) -> float:
             return reward.truncated
 
 
+def turn_rewards(episode: Episode, reward: Reward) -> tuple[float, ...]:
+    """One reward a turn, judged by the gold answers."""
+    return tuple(turn_reward(turn.action, episode.question, reward) for turn in episode.turns)
+
+
 def episode_reward(episode: Episode, reward: Reward) -> float:
     """Undiscounted sum over the turns."""
-    return sum(turn_reward(turn.action, episode.question, reward) for turn in episode.turns)
+    return sum(turn_rewards(episode, reward))

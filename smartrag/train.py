@@ -21,6 +21,7 @@ from smartrag.config import Run
 from smartrag.data import Dataset
 from smartrag.episode import episode_id
 from smartrag.log import RunFolder
+from smartrag.reward import turn_rewards
 from smartrag.trajectory import to_trajectory
 from smartrag.types import EpisodeRequest, Gate, Learner, Publish, Question, Rollout, Store, Trajectory
 from smartrag.warmup import batches
@@ -89,7 +90,10 @@ class Training:
         number = self.steps_done
         with self._timed("rollout") as rollout_s:
             episodes = evaluate.run_all(self.rollout, self._plan(number))
-        trajectories = [to_trajectory(episode, self.run.reward) for episode in episodes]
+        trajectories = [
+            to_trajectory(episode, turn_rewards(episode, self.run.reward), group=slot // self.run.algorithm.samples)
+            for slot, episode in enumerate(episodes)
+        ]
         self.rollout.rest()
         with self._timed("update") as update_s:
             learned = self.learner.update(trajectories, number)
@@ -127,11 +131,15 @@ class Training:
         return self.summary
 
     def _plan(self, step: int) -> list[EpisodeRequest]:
-        """The train questions in a new order each epoch, each once an epoch, wherever a run resumes."""
-        pool, count = self.data.train, self.run.train.episodes
+        """The train questions in a new order each epoch, each once an epoch, wherever a run resumes.
+
+        Slots i x samples ... (i + 1) x samples - 1 ask the i-th question of the step.
+        """
+        pool, samples = self.data.train, self.run.algorithm.samples
+        questions = self.run.train.episodes // samples
         requests = []
-        for slot in range(count):
-            epoch, place = divmod(step * count + slot, len(pool))
+        for slot in range(self.run.train.episodes):
+            epoch, place = divmod(step * questions + slot // samples, len(pool))
             question = pool[_order(self.run.seed, epoch, len(pool))[place]]
             requests.append(
                 EpisodeRequest(episode_id(self.run.seed, "train", step, slot), question, self.run.algorithm.quota)

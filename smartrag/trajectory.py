@@ -10,21 +10,22 @@ its mask is 0.
 
 from collections.abc import Sequence
 
-from smartrag.config import Reward
-from smartrag.reward import turn_reward
 from smartrag.types import End, Episode, Trajectory
 
 _NO_VERSION = -1
 
 
-def to_trajectory(episode: Episode, reward: Reward) -> Trajectory:
-    """[T] sequences of one episode. ValueError on a turn without generated tokens: nothing carries its reward."""
+def to_trajectory(episode: Episode, turn_rewards: Sequence[float], group: int) -> Trajectory:
+    """[T] sequences of one episode; `turn_rewards` has one number a turn, `group` is `Trajectory.group`.
+
+    ValueError on a turn without generated tokens: nothing carries its reward.
+    """
     ids: list[int] = []
     mask: list[bool] = []
     logprobs: list[float] = []
     rewards: list[float] = []
     versions: list[int] = []
-    for turn in episode.turns:
+    for turn, reward in zip(episode.turns, turn_rewards, strict=True):
         written = turn.completion
         if not written.token_ids:
             raise ValueError(f"episode {episode.id}: a turn without generated tokens; raise model.context_tokens")
@@ -32,7 +33,7 @@ def to_trajectory(episode: Episode, reward: Reward) -> Trajectory:
         ids += [*turn.context_ids, *written.token_ids]
         mask += [False] * before + [True] * after
         logprobs += [0.0] * before + list(written.logprobs)
-        rewards += [0.0] * (before + after - 1) + [turn_reward(turn.action, episode.question, reward)]
+        rewards += [0.0] * (before + after - 1) + [reward]
         versions += [_NO_VERSION] * before + list(written.weight_versions)
     return Trajectory(
         id=episode.id,
@@ -42,6 +43,7 @@ def to_trajectory(episode: Episode, reward: Reward) -> Trajectory:
         rewards=tuple(rewards),
         weight_versions=tuple(versions),
         truncated=episode.end is End.TRUNCATED,
+        group=group,
     )
 
 
@@ -56,4 +58,5 @@ def imitation(id: str, context_ids: Sequence[int], wanted_ids: Sequence[int]) ->
         rewards=(0.0,) * (before + after),
         weight_versions=(_NO_VERSION,) * (before + after),
         truncated=False,
+        group=0,
     )

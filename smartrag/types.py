@@ -172,6 +172,7 @@ class Trajectory:
     rewards: tuple[float, ...]  # [T] non-zero only where mask is True
     weight_versions: tuple[int, ...]  # [T] -1 where mask is False
     truncated: bool  # bootstrap V after the last token
+    group: int  # trajectories of one batch with the same number are samples of the same question
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,6 +189,7 @@ class Batch:
     logprobs: "torch.Tensor"  # [B, T] float32, engine's
     rewards: "torch.Tensor"  # [B, T] float32
     truncated: "torch.Tensor"  # [B] bool
+    groups: "torch.Tensor"  # [B] int64, rows with the same number are samples of the same question
 
 
 # ---------------------------------------------------------------------------------------------------------------------

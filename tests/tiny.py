@@ -53,11 +53,9 @@ def trajectories(count: int, seed: int = 0) -> list[Trajectory]:
         logprobs = [rng.uniform(-6, -5) if chosen else 0.0 for chosen in mask]
         ids = [rng.randrange(200) for _ in range(n)]
         versions = [0 if chosen else -1 for chosen in mask]
-        made.append(
-            Trajectory(
-                f"t{i:03d}", tuple(ids), tuple(mask), tuple(logprobs), tuple(rewards), tuple(versions), i % 5 == 0
-            )
-        )
+        cut, pair = i % 5 == 0, i // 2
+        fields = (tuple(x) for x in (ids, mask, logprobs, rewards, versions))
+        made.append(Trajectory(f"t{i:03d}", *fields, cut, pair))
     return made
 
 

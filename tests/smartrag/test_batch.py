@@ -13,7 +13,7 @@ def made(id: str, length: int, *, reward: float = 1.0, truncated: bool = False) 
     """One given token, then `length - 1` chosen ones."""
     mask = (False,) + (True,) * (length - 1)
     rewards = (0.0,) * (length - 1) + (reward,)
-    return Trajectory(id, tuple(range(1, length + 1)), mask, (-0.5,) * length, rewards, (3,) * length, truncated)
+    return Trajectory(id, tuple(range(1, length + 1)), mask, (-0.5,) * length, rewards, (3,) * length, truncated, 0)
 
 
 def test_collate_pads_on_the_right() -> None:
@@ -37,7 +37,7 @@ def test_collate_refuses_what_could_not_be_learned_from() -> None:
         ((False, False, True), (0.0, -0.2, 1.0), "would be lost"),
         ((False, True), (0.0,) * 3, "differ in length"),
     ]:
-        bad = Trajectory("bad", good.token_ids, mask, good.logprobs, rewards, good.weight_versions, False)
+        bad = Trajectory("bad", good.token_ids, mask, good.logprobs, rewards, good.weight_versions, False, 0)
         with pytest.raises(ValueError, match=problem):
             collate([bad], 0)
 

@@ -6,9 +6,9 @@ import pytest
 
 from smartrag.config import Reward
 from smartrag.episode import episode_id, run_episode, turn_seed
-from smartrag.reward import episode_reward
+from smartrag.reward import episode_reward, turn_rewards
 from smartrag.trajectory import imitation, to_trajectory
-from smartrag.types import Empty, End, Episode, EpisodeFailed, EpisodeRequest, Gate, Question
+from smartrag.types import Empty, End, Episode, EpisodeFailed, EpisodeRequest, Gate, Question, Trajectory
 from tests import toys
 
 PAPER = Reward(exact_match=1.0, f1=1.0, retrieval=-0.2, format_error=-1.0, truncated=-1.0)
@@ -31,9 +31,13 @@ def _run(
     return episode
 
 
+def paper_trajectory(episode: Episode) -> Trajectory:
+    return to_trajectory(episode, turn_rewards(episode, PAPER), group=0)
+
+
 def _picture(episode: Episode) -> str:
     """The conversation as text with the trained tokens between ⟨ and ⟩."""
-    trajectory, tokenizer, out = to_trajectory(episode, PAPER), toys.tokenizer(), ""
+    trajectory, tokenizer, out = paper_trajectory(episode), toys.tokenizer(), ""
     for i, (token, chosen) in enumerate(zip(trajectory.token_ids, trajectory.mask, strict=True)):
         before = i > 0 and trajectory.mask[i - 1]
         out += ("⟨" if chosen and not before else "⟩" if before and not chosen else "") + tokenizer.decode([token])
@@ -74,7 +78,7 @@ def test_quota_zero_and_the_fixed_gates_force_the_first_tag() -> None:
 
 def test_rewards_sit_on_each_turns_last_token_and_masking_keeps_their_sum() -> None:
     episode = _run("[Search] Oslo", " Sweden")
-    trajectory = to_trajectory(episode, PAPER)
+    trajectory = paper_trajectory(episode)
     placed = {i: r for i, r in enumerate(trajectory.rewards) if r}
     first = len(episode.turns[0].context_ids) + len(episode.turns[0].completion.token_ids) - 1
     assert placed == {first: -0.2}  # a wrong answer is worth 0
@@ -85,13 +89,13 @@ def test_rewards_sit_on_each_turns_last_token_and_masking_keeps_their_sum() -> N
 
 def test_malformed_and_cut_generations_end_the_episode() -> None:
     wrong = _run("Norway, I think")
-    assert (wrong.end, episode_reward(wrong, PAPER), to_trajectory(wrong, PAPER).truncated) == (
+    assert (wrong.end, episode_reward(wrong, PAPER), paper_trajectory(wrong).truncated) == (
         End.FORMAT_ERROR,
         -1,
         False,
     )
     cut = _run("[Answer] Nor...")
-    assert (cut.end, episode_reward(cut, PAPER), to_trajectory(cut, PAPER).truncated) == (End.TRUNCATED, -1, True)
+    assert (cut.end, episode_reward(cut, PAPER), paper_trajectory(cut).truncated) == (End.TRUNCATED, -1, True)
     assert cut.answer is None
 
 
@@ -106,7 +110,7 @@ def test_a_long_conversation_stays_within_the_context() -> None:
     for context in (110, 120, 150):
         episode = _run("[Search] Oslo", "[Search] Bergen", " Norway", quota=2, context=context, new_tokens=24)
         assert sum(len(t.context_ids) + 24 for t in episode.turns[-1:]) <= context
-        assert len(to_trajectory(episode, PAPER).token_ids) <= context
+        assert len(paper_trajectory(episode).token_ids) <= context
 
 
 def test_ids_and_seeds_are_stable_and_distinct() -> None:

@@ -26,6 +26,7 @@ ALGORITHM = Algorithm(
     gamma=0.99,
     lam=0.95,
     clip=0.2,
+    samples=1,
     value_clip=None,
     entropy_coef=0.01,
     kl_coef=0.05,
@@ -179,7 +180,7 @@ def test_the_policy_climbs_and_the_critic_comes_to_expect_it() -> None:
     def episode(i: int, token: int, logp: float) -> Trajectory:
         rewards = (0.0, 0.0, 0.0, float(token % 2 == 0))
         mask, versions = (False, False, False, True), (-1, -1, -1, 0)
-        return Trajectory(f"{i}", (*prompt, token), mask, (0.0, 0.0, 0.0, logp), rewards, versions, False)
+        return Trajectory(f"{i}", (*prompt, token), mask, (0.0, 0.0, 0.0, logp), rewards, versions, False, i)
 
     before, value_losses = probabilities()[::2].sum().item(), []
     for step in range(10):
