@@ -6,7 +6,7 @@ Nothing is started before it is empty.
 import math
 from typing import Any
 
-from smartrag.config import Run, WeightBackend
+from smartrag.config import KL, KLIn, Run, WeightBackend
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -95,6 +95,7 @@ def check(run: Run) -> list[str]:
             f"train.episodes={run.train.episodes} must be a multiple of learner.ranks x algorithm.minibatches = "
             f"{run.learner.ranks} x {run.algorithm.minibatches}, so that every rank takes the same optimiser steps"
         )
+    problems += _of_the_estimators(run)
     if run.train.episodes % run.algorithm.samples:
         problems.append(
             f"train.episodes={run.train.episodes} must be a multiple of algorithm.samples={run.algorithm.samples}"
@@ -114,6 +115,27 @@ def check(run: Run) -> list[str]:
         problems.append(f"cluster.weights={run.cluster.weights} does not fit the devices; use {need}")
     if run.cluster.colocated != (run.cluster.weights is WeightBackend.ipc):
         problems.append("cluster.colocated=true and cluster.weights=ipc go together: both or neither")
+    return problems
+
+
+def _of_the_estimators(run: Run) -> list[str]:
+    algorithm = run.algorithm
+    problems = []
+    if algorithm.advantage.compares_samples and algorithm.samples < 2:
+        problems.append(
+            f"algorithm.advantage={algorithm.advantage} compares the samples of one question and "
+            f"algorithm.samples={algorithm.samples} leaves nothing to compare; use 2 or more"
+        )
+    if algorithm.critic_warmup_steps and not algorithm.advantage.has_critic:
+        problems.append(
+            f"algorithm.critic_warmup_steps={algorithm.critic_warmup_steps}, but algorithm.advantage="
+            f"{algorithm.advantage} has no critic; set it to 0"
+        )
+    if algorithm.kl_in is KLIn.loss and algorithm.kl is KL.k1:
+        problems.append(
+            "algorithm.kl=k1 with algorithm.kl_in=loss has a gradient of mean zero, so it would hold nothing back; "
+            "use k2 or k3 there, or algorithm.kl_in=reward"
+        )
     return problems
 
 

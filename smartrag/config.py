@@ -16,6 +16,43 @@ class WeightBackend(StrEnum):
     ipc = "ipc"  # learner and engine share a GPU
 
 
+class Advantage(StrEnum):
+    gae = "gae"  # token by token, with a critic
+    turn_gae = "turn_gae"  # turn by turn, with a critic: every token of a turn shares its credit
+    reinforce_pp = "reinforce_pp"  # the return that follows a token, without a critic
+    rloo = "rloo"  # an episode's return against that of the other samples of its question
+    grpo = "grpo"  # the same in units of their spread
+
+    @property
+    def has_critic(self) -> bool:
+        return self in (Advantage.gae, Advantage.turn_gae)
+
+    @property
+    def compares_samples(self) -> bool:
+        return self in (Advantage.rloo, Advantage.grpo)
+
+
+class KL(StrEnum):
+    """Estimators of the KL to the reference, see `loss.py`."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KLIn(StrEnum):
+    reward = "reward"  # a cost of each token, which advantages then carry
+    loss = "loss"  # a term of the policy's loss, with a gradient of its own
+
+
+class Importance(StrEnum):
+    """Truncated importance sampling of the learner against the engine that sampled."""
+
+    none = "none"
+    token = "token"  # each token by its own ratio
+    sequence = "sequence"  # all tokens of an episode by the product of its ratios
+
+
 class WandbMode(StrEnum):
     auto = "auto"  # online when there is a login and the server answers, else offline
     online = "online"
@@ -62,22 +99,26 @@ class Retriever:
 
 @dataclass(kw_only=True, slots=True)
 class Algorithm:
-    """PPO over retrieval episodes. Symbols as in Schulman et al. 2017."""
+    """Policy optimisation over retrieval episodes. Symbols as in Schulman et al. 2017."""
 
     quota: int  # N: retrievals an episode may make (SmartRAG, Algorithm 1)
+    advantage: Advantage
     samples: int  # episodes a question gets in one step; estimators that compare samples need two or more
     temperature: float  # of the sampling policy
     gamma: float  # discount per policy token
-    lam: float  # GAE lambda per policy token
+    lam: float  # GAE lambda per policy token (turn_gae: both per turn)
     clip: float  # epsilon of the surrogate
     value_clip: float | None  # null: plain squared error
     entropy_coef: float
-    kl_coef: float  # initial beta of the KL penalty in the reward
+    kl: KL
+    kl_in: KLIn
+    kl_coef: float  # initial beta of the KL penalty
     kl_target: float | None  # of the adaptive controller, nats per episode; null: beta is fixed
     epochs: int  # passes over one batch
     minibatches: int  # optimiser steps of one pass
     whiten_advantages: bool
-    importance_cap: float  # truncated importance sampling, engine against learner
+    importance: Importance
+    importance_cap: float  # the largest importance weight
     critic_warmup_steps: int  # steps in which only the critic learns
 
 
