@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smartrag import advantage, loss
-from smartrag.batch import lengths, micro_batches, take
+from smartrag import advantage, loss, packing
 from smartrag.config import Advantage, Algorithm, KLIn
 from smartrag.ranks import Engine, Ranks
 from smartrag.types import Batch
@@ -18,9 +17,11 @@ from smartrag.types import Batch
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    policy: Engine  # forward(token_ids, mask, temperature) -> log-probs, entropies [B, T], as model.Policy
-    critic: Engine | None  # forward(token_ids) -> V after each token [B, T], as model.Critic; None: not needed
-    reference: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]  # as the policy's forward
+    """Their inputs and outputs are rows of a packed micro-batch, [R, L]."""
+
+    policy: Engine  # forward(token_ids, mask, temperature, positions) -> log-probs, entropies, as model.Policy
+    critic: Engine | None  # forward(token_ids, positions) -> V after each token, as model.Critic; None: not needed
+    reference: Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]  # as the policy's forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Experience:
     advantages: Tensor
     returns: Tensor
     weights: Tensor  # truncated importance weights, learner against engine
+    computed: int  # tokens of this rank's forward passes, padding included
 
 
 @torch.no_grad()
@@ -45,17 +47,15 @@ def gather(
     r̃ₜ = rₜ − β KL̂(π_old ‖ π_ref)ₜ        k1 is that of Ziegler et al. 2019, arXiv 1909.08593, eq. 2
     """
     old, reference, after = (torch.zeros(batch.mask.shape) for _ in range(3))
-    for rows in ranks.equal_counts(micro_batches(lengths(batch), micro_batch_tokens)):
-        part = take(batch, rows)
-        ids, mask = part.token_ids.to(ranks.device), part.mask.to(ranks.device)
-        found = [
-            models.policy.forward(ids, mask, algorithm.temperature)[0],
-            models.reference(ids, mask, algorithm.temperature)[0],
-            *([models.critic.forward(ids)] if models.critic is not None else []),
-        ]
-        if rows:
-            for whole, x in zip((old, reference, after), found, strict=False):
-                whole[rows, : ids.shape[1]] = x.float().cpu()
+    sizes = packing.lengths(batch)
+    plan = packing.plan(sizes, micro_batch_tokens)
+    for rows in ranks.equal_counts(plan):
+        part = packing.pack(batch, rows)
+        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
+        part.spread(models.policy.forward(ids, mask, algorithm.temperature, positions)[0], old)
+        part.spread(models.reference(ids, mask, algorithm.temperature, positions)[0], reference)
+        if models.critic is not None:
+            part.spread(models.critic.forward(ids, positions), after)
 
     rewards = batch.rewards
     if algorithm.kl_in is KLIn.reward:
@@ -64,7 +64,9 @@ def gather(
     end = advantage.bootstrap(after, batch.attention_mask, batch.truncated)
     advantages, returns = _advantages(batch, rewards, values, end, algorithm, ranks)
     _, weights = _weights(old, batch, algorithm)
-    return Experience(batch, old, reference, values, advantages, returns, torch.where(batch.mask, weights, 0.0))
+    weights = torch.where(batch.mask, weights, 0.0)
+    computed = packing.computed_tokens(sizes, plan)
+    return Experience(batch, old, reference, values, advantages, returns, weights, computed)
 
 
 def _advantages(
@@ -105,6 +107,8 @@ def metrics(exp: Experience, algorithm: Algorithm, ranks: Ranks) -> dict[str, fl
         {
             "tokens": float(mask.sum()),
             "episodes": float(len(mask)),
+            "computed": float(exp.computed),
+            "real": float(exp.batch.attention_mask.sum()),
             "kl": float(loss.masked_sum(loss.k1(exp.old, exp.reference), mask)),
             "gap": float(loss.masked_sum(loss.k3(engine, exp.old), mask)),
             "cut": float(loss.masked_sum((w > algorithm.importance_cap).float(), mask)),
@@ -116,6 +120,7 @@ def metrics(exp: Experience, algorithm: Algorithm, ranks: Ranks) -> dict[str, fl
     mean, variance = _global_moments(exp.advantages, mask, ranks)
     found = {
         "policy_tokens": tokens,
+        "padding": 1 - total["real"] / total["computed"],
         "kl_ref": total["kl"] / tokens,
         "kl_ref_episode": total["kl"] / total["episodes"],
         "engine_gap_k3": total["gap"] / tokens,

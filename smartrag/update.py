@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from smartrag import advantage, experience, loss
-from smartrag.batch import collate, lengths, micro_batches, take
+from smartrag import advantage, experience, loss, packing
+from smartrag.batch import collate
 from smartrag.config import Algorithm, KLIn
 from smartrag.experience import Experience, Models
 from smartrag.ranks import Engine, Ranks
@@ -70,11 +69,11 @@ def imitate(
     batch = collate(trajectories, pad_id)
     tokens = float(ranks.sum(batch.mask.sum()))
     total = 0.0
-    plan = ranks.equal_counts(micro_batches(lengths(batch), micro_batch_tokens))
+    plan = ranks.equal_counts(packing.plan(packing.lengths(batch), micro_batch_tokens))
     for i, rows in enumerate(plan):
-        part = take(batch, rows)
-        mask = part.mask.to(ranks.device)
-        logp, _ = policy.forward(part.token_ids.to(ranks.device), mask, 1.0)
+        part = packing.pack(batch, rows)
+        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
+        logp, _ = policy.forward(ids, mask, 1.0, positions)
         nll = -loss.masked_sum(logp, mask)
         policy.backward(nll * (ranks.count / tokens), last=i == len(plan) - 1)
         total += float(nll.detach())
@@ -101,24 +100,24 @@ def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
     scale = ranks.count / tokens
     sums: defaultdict[str, float] = defaultdict(float)
     deviation = 0.0
-    plan = ranks.equal_counts(micro_batches(lengths(exp.batch), setup.micro_batch_tokens, rows))
+    plan = ranks.equal_counts(packing.plan(packing.lengths(exp.batch), setup.micro_batch_tokens, rows))
     for i, some in enumerate(plan):
         last = i == len(plan) - 1
-        part = take(exp.batch, some)
-        ids, mask = part.token_ids.to(ranks.device), part.mask.to(ranks.device)
+        part = packing.pack(exp.batch, some)
+        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
         old, reference, advantages, weights = (
-            _cut(x, some, mask) for x in (exp.old, exp.reference, exp.advantages, exp.weights)
+            part.lay(x).to(ranks.device) for x in (exp.old, exp.reference, exp.advantages, exp.weights)
         )
         sums["tokens"] += float(mask.sum())
         if models.critic is not None:
-            values, returns = _cut(exp.values, some, mask), _cut(exp.returns, some, mask)
-            now = advantage.state_values(models.critic.forward(ids))
+            values, returns = (part.lay(x).to(ranks.device) for x in (exp.values, exp.returns))
+            now = advantage.state_values(models.critic.forward(ids, positions))
             value_loss = loss.value_loss(now, values, returns, mask, algorithm.value_clip)
             models.critic.backward(value_loss * scale, last)
             sums["value_loss"] += float(value_loss.detach())
         if not setup.train_policy:
             continue
-        logp, entropy = models.policy.forward(ids, mask, algorithm.temperature)
+        logp, entropy = models.policy.forward(ids, mask, algorithm.temperature, positions)
         surrogate = loss.clipped_surrogate(logp, old, advantages, weights, mask, algorithm.clip)
         entropy_sum = loss.masked_sum(entropy, mask)
         total = surrogate - algorithm.entropy_coef * entropy_sum
@@ -135,11 +134,6 @@ def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
         deviation = max(deviation, float(off.abs().max()))
     critic_norm = models.critic.step() if models.critic is not None else 0.0
     return Step(sums, deviation, models.policy.step() if setup.train_policy else 0.0, critic_norm)
-
-
-def _cut(x: Tensor, rows: list[int], mask: Tensor) -> Tensor:
-    """Rows of a [B, T] field beside a micro-batch's mask, as `take` cuts them."""
-    return torch.where(mask, x[rows or [0], : mask.shape[1]].to(mask.device), 0.0)
 
 
 def _rows(minibatches: Sequence[Sequence[Trajectory]]) -> list[list[int]]:

@@ -71,6 +71,11 @@ def run(trajectories: Sequence[Trajectory], **changes: Any) -> tuple[Side, dict[
     return side, update(parts, replace(side.setup, **changes))
 
 
+def same_but_padding(a: dict[str, float], b: dict[str, float]) -> bool:
+    """How a batch is cut into micro-batches may change how much of them is padding, and no other metric."""
+    return a == pytest.approx({**b, "padding": a["padding"]}, rel=1e-4, abs=1e-5)
+
+
 def gap(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
     return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
 
@@ -101,7 +106,7 @@ def test_micro_batches_do_not_change_the_update() -> None:
     for budget in (1, 100, 170):  # one trajectory at a time, and two uneven cuts
         cut, cut_metrics = run(episodes, micro_batch_tokens=budget)
         assert gap(whole.parameters(), cut.parameters()) < 1e-5
-        assert cut_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+        assert same_but_padding(cut_metrics, metrics)
 
 
 GRPO = replace(ALGORITHM, advantage=Advantage.grpo, kl=KL.k3, kl_in=KLIn.loss, importance=Importance.sequence)
@@ -123,7 +128,7 @@ def test_ranks_do_not_change_the_update(ranks: int, algorithm: Algorithm) -> Non
 
     for rank, found in enumerate(on_threads(ranks, work)):
         assert gap(one.parameters(), built[rank].parameters()) < 1e-5
-        assert found == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+        assert same_but_padding(found, metrics)
 
 
 def test_the_first_ratio_is_one_and_later_ones_are_not() -> None:
@@ -155,6 +160,7 @@ def test_engine_gap_vanishes_when_the_engine_says_what_the_learner_says() -> Non
 def test_metrics_have_the_meaning_they_claim() -> None:
     episodes = tiny.trajectories(10)
     side, metrics = run(episodes)
+    assert 0 <= metrics["padding"] < 0.3
     assert metrics["policy_tokens"] == sum(sum(t.mask) for t in episodes)
     assert metrics["kl_ref_episode"] == pytest.approx(metrics["kl_ref"] * metrics["policy_tokens"] / 10)
     assert metrics["kl_coef"] == 0.05
