@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -102,8 +102,9 @@ def _unknown_names(overrides: Sequence[str]) -> Iterator[str]:
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     for field in fields(node):
         yield prefix + field.name
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from _keys(field.type, f"{prefix}{field.name}.")
+        for inner in (field.type, *get_args(field.type)):  # the arguments: of `Group | None`
+            if isinstance(inner, type) and is_dataclass(inner):
+                yield from _keys(inner, f"{prefix}{field.name}.")
 
 
 def _groups() -> dict[str, list[str]]:
