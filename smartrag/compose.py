@@ -44,11 +44,9 @@ def load(overrides: Sequence[str]) -> Run:
             run = to_run(compose("train", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_plainly(error)) from error
-    except AssertionError as error:  # all that OmegaConf has to say of a setting below a group that is null
-        deep = ", ".join(override for override in overrides if override.partition("=")[0].count(".") > 1)
-        raise ConfigError(
-            f"{deep}: the group of one is null here; choose an option that has it (reward=budget)"
-        ) from error
+    except (AssertionError, AttributeError) as error:  # OmegaConf's answer to a value for a group that is null
+        named = " ".join(o for o in overrides if "." in o.partition("=")[0])
+        raise ConfigError(f"{named}: sets a group that is null here; choose an option that has it first") from error
     return _checked(run)
 
 

@@ -50,7 +50,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("reward=judge reward.endpoint.max_void_share=0.99", "could leave 1 episodes for"),
         ("reward=judge reward.endpoint.attempts=0", "reward.endpoint.attempts must be between 1 and 100, got 0"),
         ("reward=judge reward.endpoint.modle=x", "did you mean 'reward.endpoint.model'?"),
-        ("reward.budget.target=0.4", "the group of one is null here; choose an option that has it (reward=budget)"),
+        ("reward.budget.target=0.4", "sets a group that is null here; choose an option that has it first"),
         ("reward=budget reward.retrieval=0.1", "must be between -reward.budget.max_price=-2 and 0"),
         ("reward=budget reward.budget.target=1.5", "is above algorithm.quota=1"),
         ("reward=budget reward.gated=true algorithm.quota=4", "lower the price to 0.5"),
