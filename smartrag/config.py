@@ -53,6 +53,14 @@ class Importance(StrEnum):
     sequence = "sequence"  # all tokens of an episode by the product of its ratios
 
 
+class Judge(StrEnum):
+    """Who scores an answer."""
+
+    gold = "gold"  # EM and F1 against the gold answers
+    agreement = "agreement"  # the other samples of the same question: no gold answers needed
+    endpoint = "endpoint"  # a language model behind a chat endpoint: no gold answers needed
+
+
 class WandbMode(StrEnum):
     auto = "auto"  # online when there is a login and the server answers, else offline
     online = "online"
@@ -123,14 +131,43 @@ class Algorithm:
 
 
 @dataclass(kw_only=True, slots=True)
-class Reward:
-    """Reward of an episode (SmartRAG eq. 5; the terms of the authors' reward.py)."""
+class RetrievalBudget:
+    """A target of retrievals, held by the price of one: a Lagrange multiplier, see `price.py`."""
 
+    target: float  # retrievals per question
+    rate: float  # what the price gains a step per retrieval per question above the target
+    max_price: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Endpoint:
+    """An OpenAI-compatible chat endpoint."""
+
+    base_url: str
+    model: str
+    key_variable: str  # NAME of the environment variable that holds the API key; the key is in no configuration
+    timeout_s: float  # of one attempt
+    attempts: int  # requests for one reply, with growing pauses between them
+    concurrency: int  # requests in flight
+    max_void_share: float  # share of a step's episodes that may go unjudged; above it the run stops
+
+
+@dataclass(kw_only=True, slots=True)
+class Reward:
+    """Reward of an episode (SmartRAG eq. 5; the terms of the authors' reward.py). `exact_match` + `f1` is what a fully
+    right answer is worth, whoever judges it; scores and prices are in that unit."""
+
+    judge: Judge
     exact_match: float  # weight of EM of the answer
     f1: float  # weight of token F1 of the answer
-    retrieval: float  # added per retrieval, negative for a cost
+    retrieval: float  # added per retrieval, negative for a cost; with a budget only where its price starts
+    gated: bool  # training charges retrievals in proportion to the answer's score: in full when right, not when wrong
+    free_steps: int  # steps of training before a retrieval costs anything
+    ramp_steps: int  # steps over which the price then rises from nothing to all of it
+    budget: RetrievalBudget | None  # null: the price stays where `retrieval` puts it
     format_error: float  # added when a turn is malformed
     truncated: float  # added when the token budget ran out
+    endpoint: Endpoint | None  # of judge=endpoint, null for the others
 
 
 @dataclass(kw_only=True, slots=True)
