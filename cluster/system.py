@@ -66,7 +66,7 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
         verify(index)
     elif data.corpus is None:
         raise ValueError(
-            f"data={','.join(run.data.mix)}: a set of these brings no passages; name a built index with "
+            f"the data ({', '.join(run.data.mix)}) does not bring passages for every question; name a built index with "
             "retriever.index=FOLDER"
         )
     else:

@@ -111,8 +111,8 @@ def check(run: Run) -> list[str]:
     shares = run.warmup.direct + run.warmup.search + run.warmup.read
     if run.warmup.steps and abs(shares - 1) > 1e-6:
         problems.append(f"warmup.direct + warmup.search + warmup.read must be 1, got {shares:g}")
-    if run.warmup.steps and run.warmup.teacher is Teacher.policy and run.algorithm.quota == 0:
-        problems.append("warmup.teacher=policy shows searches too, so algorithm.quota must be at least 1, got 0")
+    if run.warmup.steps and run.warmup.teacher is Teacher.policy and not max(run.train.quotas or [run.algorithm.quota]):
+        problems.append("warmup.teacher=policy shows searches too; raise algorithm.quota (or train.quotas) above 0")
     on_gpu = run.learner.gpus > 0
     if on_gpu != (run.cluster.engine.gpus > 0):
         problems.append(

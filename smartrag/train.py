@@ -21,6 +21,7 @@ from smartrag.data import Dataset
 from smartrag.log import RunFolder
 from smartrag.plan import pools, step_requests
 from smartrag.reward import turn_rewards
+from smartrag.rows import DataError
 from smartrag.splits import ledger, share_out
 from smartrag.trajectory import to_trajectory
 from smartrag.types import Episode, EpisodeRequest, Gate, Learner, Publish, Question, Rollout, Store, Trajectory
@@ -67,9 +68,8 @@ class Training:
     def practice(self) -> tuple[list[Episode], list[Episode]]:
         """(closed-book, searched): episodes of the policy as it is on warm-up questions, for `warmup.mined`."""
         run = self.run
-        requests = practice(
-            self.warmup_questions, run.warmup, quota=run.algorithm.quota, k=run.retriever.k, seed=run.seed
-        )
+        quotas = run.train.quotas or [run.algorithm.quota]
+        requests = practice(self.warmup_questions, run.warmup, quotas=quotas, k=run.retriever.k, seed=run.seed)
         with self._timed("warmup"):
             episodes = evaluate.run_all(self.rollout, requests)
         pairs = list(zip(requests, episodes, strict=True))
@@ -90,7 +90,15 @@ class Training:
         self._save()
 
     def resume(self, checkpoint: Path | None = None) -> None:
-        """Goes on from a checkpoint, the newest when None. The first act is a push."""
+        """Goes on from a checkpoint, the newest when None. The first act is a push.
+
+        Raises DataError when the questions are not those that the run began with.
+        """
+        if json.loads((self.folder.folder / "splits.json").read_text(encoding="utf-8")) != self._ledger():
+            raise DataError(
+                f"the questions are not those of {self.folder.folder / 'splits.json'}; resume with the data, limits "
+                "and warmup.share that the run began with, or start a new one"
+            )
         folder, state = self.store.load(checkpoint)
         self.rollout.rest()
         self.learner.load(str(folder / "learner"))

@@ -78,19 +78,22 @@ async def samples(
     return list(await asyncio.gather(*(one(i) for i in range(len(drawn)))))
 
 
-def practice(questions: Sequence[Question], warmup: Warmup, *, quota: int, k: int, seed: int) -> list[EpisodeRequest]:
+def practice(
+    questions: Sequence[Question], warmup: Warmup, *, quotas: Sequence[int], k: int, seed: int
+) -> list[EpisodeRequest]:
     """The episodes to mine: of as many questions as there will be samples, `warmup.samples` closed-book and as many
     that begin with a search.
 
-    Of the latter the j-th may search 1 + j mod `quota` times: at 1 the answer is forced after one search, so that a
-    policy that does not yet write the tags shows how it reads; more let it show the later hops.
+    The closed-book ones are told the `quotas` of the training in turn. Of the others the j-th may search 1 + j mod
+    max(quotas) times: at 1 the answer is forced after one search, so that a policy that does not yet write the tags
+    shows how it reads; more let it show the later hops.
     """
     drawn = _draw(questions, min(len(questions), warmup.steps * warmup.batch), random.Random(f"practice/{seed}"))
     return [
-        EpisodeRequest(episode_id(seed, f"practice/{gate}", i, j), question, allowed, k, gate)
+        EpisodeRequest(episode_id(seed, f"practice/{gate}", i, j), question, quota, k, gate)
         for i, question in enumerate(drawn)
         for j in range(warmup.samples)
-        for gate, allowed in ((Gate.NEVER, quota), (Gate.ALWAYS, 1 + j % quota))
+        for gate, quota in ((Gate.NEVER, quotas[j % len(quotas)]), (Gate.ALWAYS, 1 + j % max(quotas)))
     ]
 
 
@@ -181,7 +184,7 @@ def _known(closed_book: Sequence[Episode], least: float) -> set[str]:
     marks: defaultdict[str, list[bool]] = defaultdict(list)
     for episode in closed_book:
         marks[episode.question.id].append(_right(episode))
-    return {id for id, right in marks.items() if sum(right) >= least * len(right)}
+    return {id for id, right in marks.items() if sum(right) / len(right) >= least}
 
 
 def _shortest(episodes: Sequence[Episode]) -> list[Episode]:

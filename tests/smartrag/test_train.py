@@ -16,6 +16,7 @@ from smartrag.config import Run
 from smartrag.data import Dataset
 from smartrag.episode import run_episode
 from smartrag.log import RunFolder
+from smartrag.rows import DataError
 from smartrag.train import Training
 from smartrag.types import Episode, EpisodeRequest, Gate, Question, Trajectory
 from tests import toys
@@ -180,6 +181,14 @@ def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, fo
     resumed.step()
     assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
     assert "before" in resumed.finish()
+
+
+def test_a_run_is_not_resumed_on_other_questions(tmp_path: Path, folder: RunFolder) -> None:
+    store = Shelf(tmp_path)
+    _training(tmp_path, Machines(), store, folder).begin([])
+    other = Dataset(TRAIN[1:], TEST[:2], TEST, None)
+    with pytest.raises(DataError, match=r"not those of .*splits.json; resume with the data"):
+        _training(tmp_path, Machines(), store, folder, data=other).resume()
 
 
 def test_figures_of_each_data_set_and_each_quota_stand_beside_those_of_all(tmp_path: Path, folder: RunFolder) -> None:

@@ -162,11 +162,12 @@ def test_mined_kinds_come_in_their_shares_and_a_kind_without_samples_is_refused(
 
 def test_practice_asks_each_question_with_and_without_a_search() -> None:
     few, many = [_question(f"q{i}") for i in range(3)], [_question(f"q{i}") for i in range(100)]
-    asked = practice(few, _warmup(1, 0, 0, samples=3), quota=2, k=5, seed=0)
+    asked = practice(few, _warmup(1, 0, 0, samples=3), quotas=[0, 2], k=5, seed=0)
     assert Counter((r.question.id, r.gate) for r in asked) == {
         (q.id, gate): 3 for q in few for gate in (Gate.NEVER, Gate.ALWAYS)
     }
     assert Counter(r.quota for r in asked if r.gate is Gate.ALWAYS) == {1: 6, 2: 3}
+    assert Counter(r.quota for r in asked if r.gate is Gate.NEVER) == {0: 6, 2: 3}
     assert len({r.id for r in asked}) == len(asked) == 18
     assert {(r.k, r.greedy) for r in asked} == {(5, False)}
-    assert len({r.question.id for r in practice(many, _warmup(1, 0, 0), quota=1, k=1, seed=0)}) == 60
+    assert len({r.question.id for r in practice(many, _warmup(1, 0, 0), quotas=[1], k=1, seed=0)}) == 60
