@@ -6,7 +6,8 @@ Nothing is started before it is empty.
 import math
 from typing import Any
 
-from smartrag.config import KL, Judge, KLIn, Run, WeightBackend
+from smartrag.config import KL, Data, Judge, KLIn, Run, Teacher, WeightBackend
+from smartrag.data import NAMED
 from smartrag.reward import full_score
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
@@ -77,6 +78,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup.search", 0.0, 1.0),
     ("warmup.read", 0.0, 1.0),
     ("warmup.self_knowledge", 0.0, 1.0),
+    ("warmup.samples", 1, 1024),
+    ("warmup.knows", 1e-6, 1.0),
+    ("warmup.share", 1e-6, 1 - 1e-6),
     ("train.steps", 0, 1 << 31),
     ("train.episodes", 1, 1 << 20),
     ("train.evaluate_every", 0, 1 << 31),
@@ -90,6 +94,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 def check(run: Run) -> list[str]:
     """Every problem of `run` as one sentence each; empty when it can start."""
     problems = [p for name, low, high in _RANGES for p in _out_of_range(run, name, low, high)]
+    problems += _data_problems(run.data)
+    problems += [f"train.quotas holds {n}; each must be between 0 and 16" for n in run.train.quotas if not 0 <= n <= 16]
+    problems += [f"train.ks holds {n}; each must be between 1 and 100" for n in run.train.ks if not 1 <= n <= 100]
     reward = run.reward
     for name in ("retrieval", "format_error", "truncated"):
         if not math.isfinite(getattr(reward, name)):
@@ -119,6 +126,8 @@ def check(run: Run) -> list[str]:
     shares = run.warmup.direct + run.warmup.search + run.warmup.read
     if run.warmup.steps and abs(shares - 1) > 1e-6:
         problems.append(f"warmup.direct + warmup.search + warmup.read must be 1, got {shares:g}")
+    if run.warmup.steps and run.warmup.teacher is Teacher.policy and not max(run.train.quotas or [run.algorithm.quota]):
+        problems.append("warmup.teacher=policy shows searches too; raise algorithm.quota (or train.quotas) above 0")
     on_gpu = run.learner.gpus > 0
     if on_gpu != (run.cluster.engine.gpus > 0):
         problems.append(
@@ -197,6 +206,18 @@ def _of_the_price(run: Run) -> list[str]:
             f"with reward.gated=true a right answer after algorithm.quota={quota} retrievals at {owner}={highest:g} "
             f"would be worth less than a wrong one; lower the price to {full_score(reward) / quota:g}"
         )
+    return problems
+
+
+def _data_problems(data: Data) -> list[str]:
+    problems = [] if data.mix else ["data.mix names no data set; write data.mix={NAME: WEIGHT}"]
+    for name, weight in data.mix.items():
+        if not (math.isfinite(weight) and weight > 0):
+            problems.append(f"data.mix.{name} must be a finite number above 0, got {weight}")
+        if len(data.mix) > 1 and name not in (*NAMED, "folder"):
+            problems.append(f"data.mix: no data set is called {name!r}; there are: {', '.join(NAMED)}, folder")
+    if len(data.mix) > 1 and "folder" in data.mix and data.source in NAMED:
+        problems.append(f"data.mix holds `folder`, so data.source must be a folder, got {data.source!r}")
     return problems
 
 

@@ -25,6 +25,7 @@ from smartrag.config import Run
 
 CONF = ROOT / "conf"
 USAGE_ERROR = 2
+_FREE = ("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.", "data.mix.")  # their keys have no fields
 
 ConfigStore.instance().store(name="run_schema", node=Run)
 
@@ -96,9 +97,10 @@ def _unknown_names(overrides: Sequence[str]) -> Iterator[str]:
         if not found:
             yield f"{override!r} is not of the form name=value"
         elif name in groups:
-            if value not in groups[name]:
-                yield f"{override}: no {name} is called {value!r}{_nearest(value, groups[name])}"
-        elif name not in keys and not name.startswith(("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.")):
+            for option in value.strip("[]").split(","):  # data=[popqa,hotpotqa] merges the two in this order
+                if option.strip() not in groups[name]:
+                    yield f"{override}: no {name} is called {option.strip()!r}{_nearest(option, groups[name])}"
+        elif name not in keys and not name.startswith(_FREE):
             yield f"{override}: there is no setting {name!r}{_nearest(name, [*keys, *groups])}"
 
 

@@ -84,7 +84,11 @@ class Model:
 @dataclass(kw_only=True, slots=True)
 class Data:
     source: str  # "world", a folder (train/dev/test.jsonl, corpus.jsonl), or a dataset's name on the hub
-    train_questions: int | None  # at most this many; null: all
+    mix: dict[
+        str, float
+    ]  # data set -> weight of its questions in training. Two or more: each is read ("folder": source)
+    allow_overlap: bool  # a set may ask questions of train in dev or test too: a warning instead of an error
+    train_questions: int | None  # of each set at most this many; null: all
     dev_questions: int | None
     test_questions: int | None
 
@@ -214,21 +218,34 @@ class Cluster:
     colocated: bool  # learner and engine share GPUs; the engine sleeps while the learner works
 
 
+class Teacher(StrEnum):
+    """Who shows the warm-up's moves."""
+
+    gold = "gold"  # the data set: gold answers, and queries where it has them
+    policy = "policy"  # the policy itself: those of its sampled moves that turned out right (rejection sampling)
+
+
 @dataclass(kw_only=True, slots=True)
 class Warmup:
+    teacher: Teacher
     steps: int  # 0: none
     batch: int  # trajectories of one optimiser step
     learning_rate: float
     direct: float  # share of "question -> answer" samples
     search: float  # share of "question -> query"
     read: float  # share of "question, passages -> answer"
-    self_knowledge: float  # share of first moves labelled by whether the policy answers right closed-book (SKR)
+    self_knowledge: float  # gold: share of first moves labelled by whether the policy answers right closed-book (SKR)
+    samples: int  # policy: episodes sampled of each question without, and as many with a retrieval
+    knows: float  # policy: share of right closed-book answers from which on a question counts as known
+    share: float | None  # of the train questions, for warm-up alone, the rest for PPO alone; null: both use all
 
 
 @dataclass(kw_only=True, slots=True)
 class Loop:
     steps: int  # PPO steps
     episodes: int  # of one step
+    quotas: list[int]  # drawn from for each question of a step; empty: always algorithm.quota
+    ks: list[int]  # likewise the passages a query brings; empty: always retriever.k
     evaluate_every: int  # steps between evaluations on dev questions; 0: never
     save_every: int  # steps between checkpoints
     keep: int  # newest checkpoints kept

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smartrag.compose import CONF, ROOT, ConfigError, load
+from smartrag.compose import CONF, ROOT, ConfigError, as_yaml, from_yaml, load
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PROFILES = sorted(path.stem for path in (CONF / "cluster").glob("*.yaml"))
@@ -62,6 +62,15 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("cluster.weights=nccl", "does not fit the devices; use gloo"),
         ("learner.gpus=1", "both or neither"),
         ("data=folder", "missing mandatory value: source"),
+        ("data=[popqa,hotpotq]", "no data is called 'hotpotq'; did you mean 'hotpotqa'?"),
+        ("data.mix.popqa=2", "Could not override 'data.mix.popqa'"),
+        ("+data.mix.popq=2", "no data set is called 'popq'; there are: world, "),
+        ("data.mix.world=0", "data.mix.world must be a finite number above 0, got 0"),
+        ("data=[folder,popqa]", "so data.source must be a folder, got 'popqa'"),
+        ("train.quotas=[1,17]", "train.quotas holds 17; each must be between 0 and 16"),
+        ("train.ks=[0]", "train.ks holds 0; each must be between 1 and 100"),
+        ("warmup.share=1", "warmup.share must be between"),
+        ("warmup.teacher=nobody", "expected one of [gold, policy]"),
         ("steps", "is not of the form name=value"),
     ],
 )
@@ -69,6 +78,16 @@ def test_a_mistake_is_refused_with_what_to_do(override: str, message: str) -> No
     with pytest.raises(ConfigError) as caught:
         load(override.split())
     assert message in str(caught.value)
+
+
+def test_several_data_sets_make_one_mix(tmp_path: Path) -> None:
+    run = load(["+experiment=popqa", "data=[popqa,ambignq,hotpotqa]", "data.mix.popqa=2"])
+    assert run.data.mix == {"popqa": 2.0, "ambignq": 1.0, "hotpotqa": 1.0}
+    (tmp_path / "config.yaml").write_text(as_yaml(run))
+    assert from_yaml(tmp_path / "config.yaml") == run
+    assert load(["data=hotpotqa", "data.source=/some/folder"]).data.source == "/some/folder"
+    assert load(["data=[popqa,folder]", "data.source=/some/folder"]).data.mix == {"popqa": 1.0, "folder": 1.0}
+    assert load(["data=world"]) == load([])
 
 
 def test_all_problems_come_at_once() -> None:

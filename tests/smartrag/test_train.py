@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from smartrag.config import Run
 from smartrag.data import Dataset
 from smartrag.episode import run_episode
 from smartrag.log import RunFolder
+from smartrag.rows import DataError
 from smartrag.train import Training
 from smartrag.types import Episode, EpisodeRequest, Gate, Question, Trajectory
 from tests import toys
@@ -50,7 +52,7 @@ class Machines:
             case Gate.POLICY:
                 texts = ["[Answer] Norway"] if self.knows else ["[Search] Oslo", " Norway"]
         policy = toys.ScriptedPolicy(prompt, *texts)
-        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, k=1, temperature=1.0)
+        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, temperature=1.0)
 
     def rest(self) -> None:
         self.diary.append("rest")
@@ -105,13 +107,13 @@ def _training(
     store: Shelf,
     folder: RunFolder,
     run: Run | None = None,
-    train: tuple[Question, ...] = TRAIN,
+    data: Dataset | None = None,
 ) -> Training:
     def push(version: int) -> dict[str, float]:
         machines.diary.append(f"push {version}")
         return {"seconds": 0.0}
 
-    data = Dataset(train, TEST[:2], TEST, None)
+    data = data or Dataset(TRAIN, TEST[:2], TEST, None)
     return Training(run or _run(), data, machines, machines, push, store, folder)
 
 
@@ -235,7 +237,9 @@ def test_without_gold_answers_the_learner_gets_the_same_whatever_they_are(tmp_pa
     for gold in ("Norway", "Sweden"):
         machines, folder = Torn(), RunFolder.create(str(tmp_path), gold)
         questions = tuple(replace(q, answers=(gold,)) for q in TRAIN)
-        training = _training(tmp_path, machines, Shelf(tmp_path / gold), folder, run, questions)
+        training = _training(
+            tmp_path, machines, Shelf(tmp_path / gold), folder, run, Dataset(questions, TEST[:2], TEST, None)
+        )
         training.begin([])
         while not training.done:
             training.step()
@@ -260,3 +264,60 @@ def test_voided_episodes_are_counted_and_not_learned_from(
     assert row["training_reward"] == pytest.approx((2.0 + 1.0 + 2.0) / 3)  # the ramp's first step is free
     lines = (folder.folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["training_reward"] for line in lines] == [None, 2.0, 1.0, 2.0][: len(lines)]
+
+
+def test_a_run_is_not_resumed_on_other_questions(tmp_path: Path, folder: RunFolder) -> None:
+    store = Shelf(tmp_path)
+    _training(tmp_path, Machines(), store, folder).begin([])
+    other = Dataset(TRAIN[1:], TEST[:2], TEST, None)
+    with pytest.raises(DataError, match=r"not those of .*splits.json; resume with the data"):
+        _training(tmp_path, Machines(), store, folder, data=other).resume()
+
+
+def test_figures_of_each_data_set_and_each_quota_stand_beside_those_of_all(tmp_path: Path, folder: RunFolder) -> None:
+    def of(name: str, questions: tuple[Question, ...]) -> tuple[Question, ...]:
+        return tuple(replace(q, id=f"{name}/{q.id}", meta={"dataset": name}) for q in questions)
+
+    knows_b = tuple(replace(q, answers=("Chile",)) for q in TRAIN)  # the scripted policy says Norway
+    data = Dataset((*of("popqa", TRAIN), *of("hotpotqa", knows_b)), of("popqa", TEST[:2]), of("popqa", TEST), None)
+    run = _run("data=[popqa,hotpotqa]", "data.mix.hotpotqa=3", "train.quotas=[1,2]", "train.ks=[1,3]", "train.steps=20")
+    machines = Machines()
+    machines.knows = True
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, run, data)
+    training.begin([])
+    machines.requests.clear()
+    while not training.done:
+        training.step()
+    summary = training.finish()
+    for row in folder.rows():
+        asked = Counter(r.question.meta["dataset"] for r in machines.requests[4 * row["step"] - 4 : 4 * row["step"]])
+        assert asked == {"popqa": 1, "hotpotqa": 3}
+        assert (row["popqa/em"], row["hotpotqa/em"], row["em"]) == (1.0, 0.0, 0.25)
+        assert row["popqa/reward"] - row["hotpotqa/reward"] == pytest.approx(2.0)
+        assert row["popqa/retrievals_per_question"] == 0.0
+    trained = [r for r in machines.requests if not r.greedy]
+    assert {(r.quota, r.k) for r in trained} == {(1, 1), (1, 3), (2, 1), (2, 3)}
+    assert {(r.quota, r.k) for r in machines.requests if r.greedy} == {(run.algorithm.quota, run.retriever.k)}
+    assert {"quota_1/em", "quota_2/em"} <= {name for row in folder.rows() for name in row}
+    assert summary["after"]["by_dataset"]["popqa"]["n"] == 6
+
+
+def test_warm_up_and_ppo_share_no_question_when_told_so_and_the_folder_proves_it(
+    tmp_path: Path, folder: RunFolder
+) -> None:
+    machines = Machines()
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, _run("warmup.share=0.5", "train.steps=5"))
+    closed_book, searched = training.practice()
+    assert {e.retrievals for e in closed_book} == {0}
+    assert {e.retrievals for e in searched} == {1}
+    practised = {r.question.id for r in machines.requests}
+    training.begin([])
+    machines.requests.clear()
+    while not training.done:
+        training.step()
+    trained = {r.question.id for r in machines.requests}
+    assert practised | trained == {q.id for q in TRAIN}
+    assert not practised & trained
+    splits = json.loads((folder.folder / "splits.json").read_text())
+    assert splits["splits"]["warmup"]["questions"] + splits["splits"]["ppo"]["questions"] == len(TRAIN)
+    assert {pair: n for pair, n in splits["overlaps"].items() if n} == {"dev/test": 2}
