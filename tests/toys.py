@@ -18,16 +18,20 @@ OSLO = Passage("p1", "Oslo\nOslo is a city in Norway.", 2.0)
 BERGEN = Passage("p2", "Bergen\nBergen is a city in Norway.", 1.0)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte; control tokens are special, the action tags are added tokens that decode to themselves."""
+def tokenizer(*, tags: bool = True, chat: str = CHAT) -> PreTrainedTokenizerFast:
+    """One token a byte; control tokens are special, the action tags are added tokens that decode to themselves.
+
+    tags=False: the tags are text like any other.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", pad_token="<|pad|>")
     made.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
-    made.add_tokens(["[Search]", "[Answer]"])
-    made.chat_template = CHAT
+    if tags:
+        made.add_tokens(["[Search]", "[Answer]"])
+    made.chat_template = chat
     return made
 
 
