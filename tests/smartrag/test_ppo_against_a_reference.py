@@ -151,9 +151,8 @@ def reference_losses(episodes: Sequence[Trajectory], side: Side) -> tuple[Tensor
         values += list(v)
         logps += logp
         entropies += [-(row.exp() * row).sum() for row in rows]
-        weights += [
-            min(ALGORITHM.importance_cap, float((p - t.logprobs[i]).exp())) for p, i in zip(logp, places, strict=True)
-        ]
+        off = [math.exp(p - t.logprobs[i]) for p, i in zip(now, places, strict=True)]
+        weights += [min(ALGORITHM.importance_cap, w) for w in off]
     whole = torch.tensor(advantages, dtype=torch.float64)
     white = (whole - whole.mean()) / (whole.var(correction=0) + 1e-8).sqrt()
     terms = zip(weights, logps, white.tolist(), entropies, strict=True)
