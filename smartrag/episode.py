@@ -4,6 +4,7 @@ SmartRAG, Algorithm 1, with the quota N of the request:
 
     n ← 0
     loop:  if n = N: the answer tag is forced          (it stands in the context and carries no gradient)
+           so it is when the context has no room for another search and its answer
            a ~ π(· | question, observations so far)
            [Search] query → o ← R(query), n ← n + 1, append o
            [Answer] text  → end
@@ -52,19 +53,25 @@ async def run_episode(
 ) -> Episode:
     """Ask one question. `temperature` is that of sampling; a greedy request overrides it with 0.
 
-    Raises EpisodeFailed when the retriever failed (never when it found nothing).
+    Raises EpisodeFailed when the retriever failed (never when it found nothing); ValueError when the question leaves no
+    room for an answer.
     """
     context = list(prompt.question(request.question.text, request.quota))
+    if len(context) + len(prompt.answer_ids) + prompt.budget.new_tokens > prompt.budget.context:
+        raise ValueError(
+            f"question {request.question.id} takes {len(context)} of {prompt.budget.context} tokens and leaves no room "
+            f"for an answer of {prompt.budget.new_tokens}; raise model.context_tokens"
+        )
     new_context = tuple(context)
     turns: list[Turn] = []
     while True:
         searches = len(turns)
-        tag = _forced_tag(request, searches, prompt)
+        tag = _forced_tag(request, searches, prompt, room=prompt.budget.context - len(context))
         new_context += tag
         context += tag
         completion = await generate(
             context,
-            max_new_tokens=min(prompt.budget.new_tokens, prompt.budget.context - len(context)),
+            max_new_tokens=prompt.budget.new_tokens,
             temperature=0.0 if request.greedy else temperature,
             seed=turn_seed(request.id, searches),
             request_id=f"{request.id}-{searches}",
@@ -79,9 +86,12 @@ async def run_episode(
         context += new_context
 
 
-def _forced_tag(request: EpisodeRequest, searches: int, prompt: Prompt) -> tuple[int, ...]:
-    """The tag the environment writes for the policy: the answer tag at the quota, or what a fixed gate demands."""
-    if searches >= request.quota or request.gate is Gate.NEVER:
+def _forced_tag(request: EpisodeRequest, searches: int, prompt: Prompt, room: int) -> tuple[int, ...]:
+    """The tag the environment writes for the policy: the answer tag at the quota or when `room`, the tokens left of the
+    context, holds no search and answer, or what a fixed gate demands."""
+    smallest = len(prompt.observation(Empty(), room=0))  # the template's marks alone
+    tags = len(prompt.search_ids) + len(prompt.answer_ids)
+    if searches >= request.quota or request.gate is Gate.NEVER or room < 2 * prompt.budget.new_tokens + smallest + tags:
         return prompt.answer_ids
     if request.gate is Gate.ALWAYS and searches == 0:
         return prompt.search_ids

@@ -28,6 +28,9 @@ NOTHING_FOUND = "(nothing found)"
 
 _TAG = re.compile(r"\[\s*(search|answer)\s*\]", re.IGNORECASE)
 _WELL_FORMED = re.compile(r"\s*\[(Search|Answer)\]\s*(\S.*)", re.DOTALL)
+_TAG_REST = re.compile(r"\A(\s*((search|answer)\s*)?\])+", re.IGNORECASE)  # what a passage before left open
+_MARK = re.compile(r"<+[^<>\s]+>+|\[/?[A-Z_]+\]")  # what templates mark with in plain text: [INST], <<SYS>>
+_REPLACEMENT = "\ufffd"
 # Sentinels that no template alters: private-use characters.
 _FIRST, _REPLY, _SECOND = "\ue000", "\ue001", "\ue002"
 
@@ -53,7 +56,8 @@ class Prompt:
         self.tokenizer, self.instruction, self.budget = tokenizer, instruction, budget
         tokenizer.model_max_length = 1 << 30  # the budget rules; the tokenizer would warn of lengths nobody asks for
         head, between, tail = self._split_template()
-        if not between.strip():
+        between = between.lstrip()  # some templates pad a reply with a space, which ends nothing
+        if not between:
             raise ValueError(f"the chat template of {tokenizer.name_or_path!r} does not mark the end of a turn")
         self._head, self._tail = head, tail
         self.end_id = self._encode(between)[0]  # the first token after a reply ends it: the policy must write it
@@ -61,7 +65,8 @@ class Prompt:
         self.search_ids = tuple(self._encode(SEARCH_TAG))
         self.answer_ids = tuple(self._encode(ANSWER_TAG))
         # Every string with a meaning of its own to the model; none may come out of a passage.
-        control = sorted((c for c in tokenizer.get_added_vocab() if c.strip()), key=len, reverse=True)
+        strings = {*tokenizer.get_added_vocab(), *_MARK.findall(str(tokenizer.chat_template))}
+        control = sorted((c for c in strings if c.strip()), key=len, reverse=True)
         self._control = re.compile("|".join([_TAG.pattern, *map(re.escape, control)]), re.IGNORECASE)
 
     def question(self, text: str, quota: int) -> tuple[int, ...]:
@@ -69,9 +74,9 @@ class Prompt:
 
         `{quota}` in the instruction becomes the number of retrievals allowed.
         """
-        instruction = self.instruction.replace("{quota}", str(quota))
-        content = f"{instruction}\n\n{text}" if instruction else text
-        return tuple(self._encode(self._head + self.neutralise(content) + self._tail))
+        # The instruction is ours and names the tags; only the question is untrusted.
+        told = self.instruction.replace("{quota}", str(quota)) + "\n\n" if self.instruction else ""
+        return tuple(self._encode(self._head + told + self.neutralise(text) + self._tail))
 
     def observation(self, retrieved: Hits | Empty, room: int) -> tuple[int, ...]:
         """Token ids of what the retriever brought, in at most `room` tokens (template included). Passages are cut, the
@@ -83,7 +88,8 @@ class Prompt:
             body = self._encode(NOTHING_FOUND)
         else:
             for passage in retrieved.passages:
-                ids = self._encode(self.neutralise(passage.contents))[: self.budget.passage]
+                text = _TAG_REST.sub("", self.neutralise(passage.contents))
+                ids = self._encode(text)[: self.budget.passage]
                 body += (newline if body else []) + ids
         body = body[: max(0, room - frame)]
         return (*self._between_ids, *body, *self._encode(self._tail))
@@ -104,17 +110,16 @@ class Prompt:
     def spell(self, action: Action) -> tuple[int, ...]:
         """The ids a policy would write for this action, end-of-turn token included (warm-up targets)."""
         tag = SEARCH_TAG if action.kind is ActionKind.SEARCH else ANSWER_TAG
-        return (*self._encode(f"{tag} {action.text}"), self.end_id)
+        return (*self._encode(f"{tag} {self.neutralise(action.text)}"), self.end_id)
 
     def neutralise(self, text: str) -> str:
-        """Untrusted text made harmless: NFKC, no control or format characters, no control string of the model or us."""
-        text = unicodedata.normalize("NFKC", text)
+        """Untrusted text made harmless: NFKC, no control or format characters, no control string of the model or us.
+
+        A control string becomes U+FFFD: deleting it could join the halves of another (Unicode TR 36, section 3.5).
+        """
+        text = unicodedata.normalize("NFKC", text).replace("\u2581", " ")  # as sentencepiece writes a space
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
-        before = None
-        while before != text:  # removing one control string may join the halves of another
-            before = text
-            text = self._control.sub("", text)
-        return text
+        return self._control.sub(_REPLACEMENT, unicodedata.normalize("NFKC", text))
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

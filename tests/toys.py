@@ -76,16 +76,20 @@ def finished(
     return Episode(f"{searches} {last} {text}", asked, tuple(turns), ENDS[last])
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte; control tokens are special, the action tags are added tokens that decode to themselves."""
+def tokenizer(*, tags: bool = True, chat: str = CHAT) -> PreTrainedTokenizerFast:
+    """One token a byte; control tokens are special, the action tags are added tokens that decode to themselves.
+
+    tags=False: the tags are text like any other.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", pad_token="<|pad|>")
     made.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
-    made.add_tokens(["[Search]", "[Answer]"])
-    made.chat_template = CHAT
+    if tags:
+        made.add_tokens(["[Search]", "[Answer]"])
+    made.chat_template = chat
     return made
 
 

@@ -228,7 +228,7 @@ class Torn(Machines):
         prompt = toys.prompt()
         policy = toys.ScriptedPolicy(prompt, *texts)
         request = replace(request, gate=Gate.POLICY)
-        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, k=1, temperature=1.0)
+        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, temperature=1.0)
 
 
 def test_without_gold_answers_the_learner_gets_the_same_whatever_they_are(tmp_path: Path) -> None:
