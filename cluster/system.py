@@ -21,6 +21,7 @@ from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
 from cluster.weights import WeightPush
+from smartrag.chat import api_key
 from smartrag.config import Run
 from smartrag.data import Dataset, load
 from smartrag.model import resolve
@@ -42,7 +43,7 @@ class BadInput(Exception):
 
 
 def inputs(run: Run, model: Path | None = None) -> Inputs:
-    """All that a run reads, checked before anything is started. `model`: weights in place of the run's own.
+    """All that a run reads, checked before anything is started. `model`: trained weights to serve, not to train.
 
     Raises BadInput.
     """
@@ -54,6 +55,8 @@ def inputs(run: Run, model: Path | None = None) -> Inputs:
 
 def _inputs(run: Run, model: Path | None) -> Inputs:
     cache = Path(run.cache).expanduser()
+    if run.reward.endpoint is not None and model is None:
+        api_key(run.reward.endpoint)
     preflight()
     folder = resolve(run.model, cache / "models") if model is None else model
     budget = Budget(run.model.context_tokens, run.model.new_tokens, run.model.passage_tokens)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -45,6 +45,9 @@ def load(overrides: Sequence[str]) -> Run:
             run = to_run(compose("train", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_plainly(error)) from error
+    except (AssertionError, AttributeError) as error:  # OmegaConf's answer to a value for a group that is null
+        named = " ".join(o for o in overrides if "." in o.partition("=")[0])
+        raise ConfigError(f"{named}: sets a group that is null here; choose an option that has it first") from error
     return _checked(run)
 
 
@@ -104,8 +107,9 @@ def _unknown_names(overrides: Sequence[str]) -> Iterator[str]:
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     for field in fields(node):
         yield prefix + field.name
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from _keys(field.type, f"{prefix}{field.name}.")
+        for inner in (field.type, *get_args(field.type)):  # the arguments: of `Group | None`
+            if isinstance(inner, type) and is_dataclass(inner):
+                yield from _keys(inner, f"{prefix}{field.name}.")
 
 
 def _groups() -> dict[str, list[str]]:

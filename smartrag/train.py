@@ -10,20 +10,20 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from smartrag import evaluate
+from smartrag import evaluate, feedback
 from smartrag.config import Run
 from smartrag.data import Dataset
 from smartrag.log import RunFolder
 from smartrag.plan import pools, step_requests
-from smartrag.reward import turn_rewards
+from smartrag.price import first_price, ramp
 from smartrag.rows import DataError
 from smartrag.splits import ledger, share_out
-from smartrag.trajectory import to_trajectory
 from smartrag.types import Episode, EpisodeRequest, Gate, Learner, Publish, Question, Rollout, Store, Trajectory
 from smartrag.warmup import batches, practice
 
@@ -48,6 +48,7 @@ class Training:
         self.warmup_questions, self.ppo_questions = share_out(data.train, run.warmup.share)
         self.pools = pools(self.ppo_questions, run.data.mix)
         self.steps_done = 0
+        self.price = first_price(run.reward)
         self.summary: dict[str, Any] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, over all lives of the run
 
@@ -104,6 +105,7 @@ class Training:
         self.learner.load(str(folder / "learner"))
         self.steps_done, self.summary = state["steps_done"], state["summary"]
         self.seconds |= state["seconds"]
+        self.price = replace(self.price, value=state["retrieval_price"])
         self.folder.rewind(self.steps_done)
         self._push()
         logger.info("resumed from %s: %d of %d steps are done", folder, self.steps_done, self.run.train.steps)
@@ -114,10 +116,8 @@ class Training:
         with self._timed("rollout") as rollout_s:
             requests = self._plan(number)
             episodes = evaluate.run_all(self.rollout, requests)
-        trajectories = [
-            to_trajectory(episode, turn_rewards(episode, self.run.reward), group=slot // self.run.algorithm.samples)
-            for slot, episode in enumerate(episodes)
-        ]
+        with self._timed("feedback") as feedback_s:
+            trajectories, told = self._feedback(episodes, number)
         self.rollout.rest()
         with self._timed("update") as update_s:
             learned = self.learner.update(trajectories, number)
@@ -127,17 +127,21 @@ class Training:
             **evaluate.means(evaluate.table(episodes, self.run.reward)),
             **self._by_dataset(episodes),
             **self._by_quota(episodes, requests),
+            **told,
             **learned,
             **self._push(),
             "generated_tokens": sum(sum(t.mask) for t in trajectories),
             "seconds_rollout": rollout_s(),
+            "seconds_feedback": feedback_s(),
             "seconds_update": update_s(),
         }
         if self.run.train.evaluate_every and self.steps_done % self.run.train.evaluate_every == 0:
             row |= self._dev_scores()
         self.folder.metrics(row)
+        earned = {t.id: sum(t.rewards) for t in trajectories}  # nothing for a voided episode
         for episode in episodes[: self.run.log.episodes]:
-            self.folder.episode({"step": self.steps_done, **evaluate.describe(episode, self.run.reward)})
+            seen = evaluate.describe(episode, self.run.reward)
+            self.folder.episode({"step": self.steps_done, **seen, "training_reward": earned.get(episode.id)})
         if self.steps_done % self.run.train.save_every == 0 or self.done:
             self._save()
         return row
@@ -183,6 +187,21 @@ class Training:
         trained = {"warmup": self.warmup_questions, "ppo": self.ppo_questions}
         return ledger({**trained, "dev": self.data.dev, "test": self.data.test})
 
+    def _feedback(self, episodes: Sequence[Episode], step: int) -> tuple[list[Trajectory], dict[str, float]]:
+        """What the learner gets, and its part of the row. Moves the price for the next step."""
+        reward, samples = self.run.reward, self.run.algorithm.samples
+        scores = feedback.scores(episodes, reward, samples, Path(self.run.cache).expanduser() / "chats")
+        share = ramp(step, reward.free_steps, reward.ramp_steps)
+        charged = share * self.price.value
+        trajectories = feedback.learnable(episodes, scores, reward, samples, charged)
+        if share > 0:  # held while nothing is charged: it would only wind up
+            self.price = self.price.after(sum(e.retrievals for e in episodes) / len(episodes))
+        return trajectories, {
+            "training_reward": sum(sum(t.rewards) for t in trajectories) / len(trajectories),
+            "retrieval_price": charged,
+            "voided_episodes": len(episodes) - len(trajectories),
+        }
+
     def _push(self) -> dict[str, float]:
         with self._timed("push"):
             return {f"push/{name}": value for name, value in self.publish(self.steps_done).items()}
@@ -219,7 +238,12 @@ class Training:
         return evaluate.run_all(self.rollout, wanted)
 
     def _save(self) -> None:
-        state = {"steps_done": self.steps_done, "summary": self.summary, "seconds": dict(self.seconds)}
+        state = {
+            "steps_done": self.steps_done,
+            "summary": self.summary,
+            "seconds": dict(self.seconds),
+            "retrieval_price": self.price.value,
+        }
         with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
             self.learner.save(str(folder / "learner"))
             self.learner.export(str(folder / "policy"))

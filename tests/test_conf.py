@@ -25,8 +25,8 @@ def test_every_experiment_composes_with_every_cluster(experiment: str, profile: 
 @pytest.mark.parametrize("group", [d.name for d in sorted(CONF.iterdir()) if d.is_dir() and d.name != "experiment"])
 def test_every_option_of_every_group_composes(group: str) -> None:
     for option in (CONF / group).glob("*.yaml"):
-        source = ["data.source=somewhere"] if option.stem == "folder" else []
-        load([f"{group}={option.stem}", *source])
+        needs = {"folder": ["data.source=somewhere"], "agreement": ["algorithm.samples=2"]}.get(option.stem, [])
+        load([f"{group}={option.stem}", *needs])
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,22 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("algorithm.gamma=1.5", "algorithm.gamma must be between 0 and 1, got 1.5"),
         ("reward.retrieval=nan", "reward.retrieval must be a finite number, got nan"),
         ("algorithm.temperature=nan", "algorithm.temperature must be between"),
+        ("algorithm.advantage=rloo", "leaves nothing to compare; use 2 or more"),
+        ("algorithm.kl_in=loss", "has a gradient of mean zero"),
+        ("algorithm.samples=7", "train.episodes=64 must be a multiple of algorithm.samples=7"),
         ("train.episodes=65", "must be a multiple of learner.ranks x algorithm.minibatches"),
         ("model.context_tokens=30", "leaves no room for a question"),
+        ("reward=agreement", "algorithm.samples=1 must be 2 or more"),
+        ("reward.judge=endpoint", "reward.judge=endpoint and a reward.endpoint go together"),
+        ("reward=judge reward.endpoint.max_void_share=0.99", "could leave 1 episodes for"),
+        ("reward=judge reward.endpoint.attempts=0", "reward.endpoint.attempts must be between 1 and 100, got 0"),
+        ("reward=judge reward.endpoint.modle=x", "did you mean 'reward.endpoint.model'?"),
+        ("reward.budget.target=0.4", "sets a group that is null here; choose an option that has it first"),
+        ("reward=budget reward.retrieval=0.1", "must be between -reward.budget.max_price=-2 and 0"),
+        ("reward=budget reward.budget.target=1.5", "is above algorithm.quota=1"),
+        ("reward=budget reward.gated=true algorithm.quota=4", "lower the price to 0.5"),
+        ("reward=gated reward.retrieval=-2.5", "worth less than a wrong one; lower the price to 2"),
+        ("reward.exact_match=0 reward.f1=0", "no answer would be worth anything"),
         ("cluster.weights=nccl", "does not fit the devices; use gloo"),
         ("learner.gpus=1", "both or neither"),
         ("data=folder", "missing mandatory value: source"),
@@ -62,7 +76,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
 )
 def test_a_mistake_is_refused_with_what_to_do(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load([override])
+        load(override.split())
     assert message in str(caught.value)
 
 

@@ -1,17 +1,18 @@
 """Episodes of a scripted policy, and their trajectories as token pictures."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from smartrag.config import Reward
 from smartrag.episode import episode_id, run_episode, turn_seed
-from smartrag.reward import episode_reward, turn_rewards
-from smartrag.trajectory import imitation, to_trajectory
+from smartrag.feedback import learnable, scores
+from smartrag.reward import episode_reward
+from smartrag.trajectory import imitation
 from smartrag.types import Empty, End, Episode, EpisodeFailed, EpisodeRequest, Gate, Question, Trajectory
 from tests import toys
+from tests.toys import PAPER
 
-PAPER = Reward(exact_match=1.0, f1=1.0, retrieval=-0.2, format_error=-1.0, truncated=-1.0)
 ASKED = Question("q", toys.QUESTION, ("Norway",))
 
 
@@ -32,7 +33,8 @@ def _run(
 
 
 def paper_trajectory(episode: Episode) -> Trajectory:
-    return to_trajectory(episode, turn_rewards(episode, PAPER), group=0)
+    found = scores([episode], PAPER, samples=1, cache=Path("unused"))
+    return learnable([episode], found, PAPER, samples=1, price=0.2)[0]
 
 
 def _picture(episode: Episode) -> str:

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 from smartrag import evaluate
-from smartrag.config import Reward
 from smartrag.episode import run_episode
 from smartrag.types import Episode, EpisodeRequest, Question
 from tests import toys
-
-PAPER = Reward(exact_match=1.0, f1=1.0, retrieval=-0.2, format_error=-1.0, truncated=-1.0)
+from tests.toys import PAPER
 
 
 def _episode(*texts: str, popularity: float = 0.0, gold: str = "Norway", hops: int = 1) -> Episode:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Machines:
     def __init__(self) -> None:
         self.diary: list[str] = []
         self.requests: list[EpisodeRequest] = []
+        self.learned: list[list[Trajectory]] = []
         self.published: dict[int, dict[str, Any]] = {}
         self.knows = False
 
@@ -64,6 +66,7 @@ class Machines:
 
     def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float]:
         self.diary.append(f"update {step}")
+        self.learned.append(list(trajectories))
         self.knows = True
         return {"kl_ref": 0.1}
 
@@ -181,6 +184,85 @@ def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, fo
     resumed.step()
     assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
     assert "before" in resumed.finish()
+
+
+def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path, folder: RunFolder) -> None:
+    """Step 1 retrieves once a question, the others never: 0.2, then 0.1 x (1 - 0.5) more, then 0.05 less each step."""
+    run = _run("reward=budget")
+    store, machines = Shelf(tmp_path), Machines()
+    training = _training(tmp_path, machines, store, folder, run)
+    training.begin([])
+    for _ in range(3):  # the checkpoint is of step 2
+        training.step()
+    assert [row["retrieval_price"] for row in folder.rows()] == pytest.approx([0.2, 0.25, 0.2])
+    resumed = _training(tmp_path, machines, store, folder, run)
+    resumed.resume()
+    while not resumed.done:
+        resumed.step()
+    rows = folder.rows()
+    assert [row["retrieval_price"] for row in rows] == pytest.approx([0.2, 0.25, 0.2, 0.15])
+    assert [row["training_reward"] for row in rows] == pytest.approx([1.8, 2.0, 2.0, 2.0])
+
+
+def test_the_price_is_held_while_nothing_is_charged_and_the_measure_stays_the_papers(
+    tmp_path: Path, folder: RunFolder
+) -> None:
+    run = _run("reward=budget", "reward.free_steps=1", "reward.ramp_steps=2")
+    training = _training(tmp_path, Machines(), Shelf(tmp_path), folder, run)
+    training.begin([])
+    while not training.done:
+        training.step()
+    rows = folder.rows()
+    # Steps 0 and 1 charge nothing, step 2 half of 0.2, step 3 all of the 0.15 that step 2, without retrievals, left.
+    assert [row["retrieval_price"] for row in rows] == pytest.approx([0.0, 0.0, 0.1, 0.15])
+    assert (rows[0]["reward"], rows[0]["training_reward"]) == pytest.approx((1.8, 2.0))
+
+
+class Torn(Machines):
+    """Searches or not and answers with one of two countries, as the episode's id has it."""
+
+    async def _episode(self, request: EpisodeRequest) -> Episode:
+        draw = random.Random(request.id)
+        country = draw.choice(["Norway", "Sweden"])
+        texts = ["[Search] Oslo", f" {country}"] if draw.random() < 0.5 else [f"[Answer] {country}"]
+        prompt = toys.prompt()
+        policy = toys.ScriptedPolicy(prompt, *texts)
+        request = replace(request, gate=Gate.POLICY)
+        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, temperature=1.0)
+
+
+def test_without_gold_answers_the_learner_gets_the_same_whatever_they_are(tmp_path: Path) -> None:
+    run = _run("reward=agreement", "algorithm.samples=2", "warmup.steps=0")
+    rows, learned = [], []
+    for gold in ("Norway", "Sweden"):
+        machines, folder = Torn(), RunFolder.create(str(tmp_path), gold)
+        questions = tuple(replace(q, answers=(gold,)) for q in TRAIN)
+        data = Dataset(questions, TEST[:2], TEST, None)
+        training = _training(tmp_path, machines, Shelf(tmp_path / gold), folder, run, data)
+        training.begin([])
+        while not training.done:
+            training.step()
+        learned.append(machines.learned)
+        rows.append(folder.rows())
+    assert learned[0] == learned[1]
+    assert len({sum(t.rewards) for step in learned[0] for t in step}) > 2  # and there was something to learn
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["training_reward"] == theirs["training_reward"]
+        assert ours["em"] == pytest.approx(1 - theirs["em"])  # measured all the same
+
+
+def test_voided_episodes_are_counted_and_not_learned_from(
+    tmp_path: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smartrag.feedback.judge", lambda episodes, *_: [None, 1.0, 0.5, 1.0])
+    machines = Machines()
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, _run("reward=judge"))
+    training.begin([])
+    row = training.step()
+    assert (row["voided_episodes"], len(machines.learned[0])) == (1, 3)
+    assert row["training_reward"] == pytest.approx((2.0 + 1.0 + 2.0) / 3)  # the ramp's first step is free
+    lines = (folder.folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["training_reward"] for line in lines] == [None, 2.0, 1.0, 2.0][: len(lines)]
 
 
 def test_a_run_is_not_resumed_on_other_questions(tmp_path: Path, folder: RunFolder) -> None:
