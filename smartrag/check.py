@@ -80,6 +80,10 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup.self_knowledge", 0.0, 1.0),
     ("warmup.samples", 1, 1024),
     ("warmup.knows", 1e-6, 1.0),
+    ("warmup.endpoint.timeout_s", 0.1, 3600.0),
+    ("warmup.endpoint.attempts", 1, 100),
+    ("warmup.endpoint.concurrency", 1, 4096),
+    ("warmup.endpoint.max_void_share", 0.0, 1.0),
     ("warmup.share", 1e-6, 1 - 1e-6),
     ("train.steps", 0, 1 << 31),
     ("train.episodes", 1, 1 << 20),
@@ -126,8 +130,11 @@ def check(run: Run) -> list[str]:
     shares = run.warmup.direct + run.warmup.search + run.warmup.read
     if run.warmup.steps and abs(shares - 1) > 1e-6:
         problems.append(f"warmup.direct + warmup.search + warmup.read must be 1, got {shares:g}")
-    if run.warmup.steps and run.warmup.teacher is Teacher.policy and not max(run.train.quotas or [run.algorithm.quota]):
-        problems.append("warmup.teacher=policy shows searches too; raise algorithm.quota (or train.quotas) above 0")
+    searches = max(run.train.quotas or [run.algorithm.quota])
+    if run.warmup.steps and run.warmup.teacher is not Teacher.gold and not searches:
+        problems.append(
+            f"warmup.teacher={run.warmup.teacher} shows searches too; raise algorithm.quota (or train.quotas) above 0"
+        )
     on_gpu = run.learner.gpus > 0
     if on_gpu != (run.cluster.engine.gpus > 0):
         problems.append(
