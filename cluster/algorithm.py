@@ -20,6 +20,7 @@ from smartrag.config import Run, Teacher
 from smartrag.log import RunFolder, run_and_checkpoint
 from smartrag.prompt import Prompt
 from smartrag.rows import DataError
+from smartrag.teacher import lessons
 from smartrag.train import Training
 from smartrag.types import Retrieve, Trajectory
 
@@ -79,16 +80,22 @@ class SmartRAGPPO(Algorithm):
         """The trajectories to imitate, as `warmup.teacher` shows them."""
         if run.warmup.steps == 0:
             return []
+        quotas, k, seed = run.train.quotas or [run.algorithm.quota], run.retriever.k, run.seed
         if run.warmup.teacher is Teacher.policy:
-            return warmup.mined(*self.training.practice(), run.warmup, prompt, seed=run.seed)
+            return warmup.mined(*self.training.practice(), run.warmup, prompt, seed=seed)
+        if run.warmup.teacher is Teacher.endpoint:
+            asked = warmup.to_practise(self.training.warmup_questions, run.warmup, seed)
+            chats = Path(run.cache).expanduser() / "chats"
+            taught = lessons(asked, prompt, retrieve, run.warmup.endpoint, chats, quotas=quotas, k=k, seed=seed)
+            return warmup.mined(*taught, run.warmup, prompt, seed=seed)
         samples = warmup.samples(
             self.training.warmup_questions,
             run.warmup,
             prompt,
             retrieve,
-            quotas=run.train.quotas or [run.algorithm.quota],
-            k=run.retriever.k,
-            seed=run.seed,
+            quotas=quotas,
+            k=k,
+            seed=seed,
             known=self.training.closed_book(),
         )
         return asyncio.run(samples)

@@ -22,7 +22,7 @@ from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
 from cluster.weights import WeightPush
 from smartrag.chat import api_key
-from smartrag.config import Run
+from smartrag.config import Run, Teacher
 from smartrag.data import Dataset, load
 from smartrag.model import resolve
 from smartrag.prompt import Budget, Prompt
@@ -57,6 +57,8 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     cache = Path(run.cache).expanduser()
     if run.reward.endpoint is not None and model is None:
         api_key(run.reward.endpoint)
+    if run.warmup.teacher is Teacher.endpoint and run.warmup.steps and run.resume is None and model is None:
+        api_key(run.warmup.endpoint)
     preflight()
     folder = resolve(run.model, cache / "models") if model is None else model
     budget = Budget(run.model.context_tokens, run.model.new_tokens, run.model.passage_tokens)

@@ -45,7 +45,7 @@ def api_key(endpoint: Endpoint) -> str:
     key = os.environ.get(endpoint.key_variable)
     if not key:
         raise ValueError(
-            f"the environment variable {endpoint.key_variable} (reward.endpoint.key_variable) is not set: put the API "
+            f"the environment variable {endpoint.key_variable} (key_variable of the endpoint) is not set: put the API "
             f"key of {endpoint.base_url} into it, or any word if that endpoint asks for none"
         )
     return key

@@ -80,6 +80,10 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup.self_knowledge", 0.0, 1.0),
     ("warmup.samples", 1, 1024),
     ("warmup.knows", 1e-6, 1.0),
+    ("warmup.endpoint.timeout_s", 0.1, 3600.0),
+    ("warmup.endpoint.attempts", 1, 100),
+    ("warmup.endpoint.concurrency", 1, 4096),
+    ("warmup.endpoint.max_void_share", 0.0, 1.0),
     ("warmup.share", 1e-6, 1 - 1e-6),
     ("train.steps", 0, 1 << 31),
     ("train.episodes", 1, 1 << 20),
@@ -126,8 +130,11 @@ def check(run: Run) -> list[str]:
     shares = run.warmup.direct + run.warmup.search + run.warmup.read
     if run.warmup.steps and abs(shares - 1) > 1e-6:
         problems.append(f"warmup.direct + warmup.search + warmup.read must be 1, got {shares:g}")
-    if run.warmup.steps and run.warmup.teacher is Teacher.policy and not max(run.train.quotas or [run.algorithm.quota]):
-        problems.append("warmup.teacher=policy shows searches too; raise algorithm.quota (or train.quotas) above 0")
+    searches = max(run.train.quotas or [run.algorithm.quota])
+    if run.warmup.steps and run.warmup.teacher is not Teacher.gold and not searches:
+        problems.append(
+            f"warmup.teacher={run.warmup.teacher} shows searches too; raise algorithm.quota (or train.quotas) above 0"
+        )
     on_gpu = run.learner.gpus > 0
     if on_gpu != (run.cluster.engine.gpus > 0):
         problems.append(
@@ -138,6 +145,18 @@ def check(run: Run) -> list[str]:
         problems.append(f"cluster.weights={run.cluster.weights} does not fit the devices; use {need}")
     if run.cluster.colocated != (run.cluster.weights is WeightBackend.ipc):
         problems.append("cluster.colocated=true and cluster.weights=ipc go together: both or neither")
+    return problems
+
+
+def _data_problems(data: Data) -> list[str]:
+    problems = [] if data.mix else ["data.mix names no data set; write data.mix={NAME: WEIGHT}"]
+    for name, weight in data.mix.items():
+        if not (math.isfinite(weight) and weight > 0):
+            problems.append(f"data.mix.{name} must be a finite number above 0, got {weight}")
+        if len(data.mix) > 1 and name not in (*NAMED, "folder"):
+            problems.append(f"data.mix: no data set is called {name!r}; there are: {', '.join(NAMED)}, folder")
+    if len(data.mix) > 1 and "folder" in data.mix and data.source in NAMED:
+        problems.append(f"data.mix holds `folder`, so data.source must be a folder, got {data.source!r}")
     return problems
 
 
@@ -186,7 +205,8 @@ def _of_the_judge(run: Run) -> list[str]:
 
 
 def _of_the_price(run: Run) -> list[str]:
-    reward, quota = run.reward, run.algorithm.quota
+    reward, quota = run.reward, max(run.train.quotas or [run.algorithm.quota])
+    named = "train.quotas" if run.train.quotas else "algorithm.quota"
     problems = []
     highest, owner = -reward.retrieval, "-reward.retrieval"
     if reward.budget is not None:
@@ -198,26 +218,14 @@ def _of_the_price(run: Run) -> list[str]:
             )
         if reward.budget.target > quota:
             problems.append(
-                f"reward.budget.target={reward.budget.target:g} is above algorithm.quota={quota}, so it would hold "
+                f"reward.budget.target={reward.budget.target:g} is above {named}={quota}, so it would hold "
                 "nothing back; lower the first or raise the second"
             )
     if reward.gated and quota * highest > full_score(reward):
         problems.append(
-            f"with reward.gated=true a right answer after algorithm.quota={quota} retrievals at {owner}={highest:g} "
+            f"with reward.gated=true a right answer after {named}={quota} retrievals at {owner}={highest:g} "
             f"would be worth less than a wrong one; lower the price to {full_score(reward) / quota:g}"
         )
-    return problems
-
-
-def _data_problems(data: Data) -> list[str]:
-    problems = [] if data.mix else ["data.mix names no data set; write data.mix={NAME: WEIGHT}"]
-    for name, weight in data.mix.items():
-        if not (math.isfinite(weight) and weight > 0):
-            problems.append(f"data.mix.{name} must be a finite number above 0, got {weight}")
-        if len(data.mix) > 1 and name not in (*NAMED, "folder"):
-            problems.append(f"data.mix: no data set is called {name!r}; there are: {', '.join(NAMED)}, folder")
-    if len(data.mix) > 1 and "folder" in data.mix and data.source in NAMED:
-        problems.append(f"data.mix holds `folder`, so data.source must be a folder, got {data.source!r}")
     return problems
 
 

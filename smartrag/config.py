@@ -153,7 +153,7 @@ class Endpoint:
     timeout_s: float  # of one attempt
     attempts: int  # requests for one reply, with growing pauses between them
     concurrency: int  # requests in flight
-    max_void_share: float  # share of a step's episodes that may go unjudged; above it the run stops
+    max_void_share: float  # share of what is asked at a time that may go without a usable reply; above it the run stops
 
 
 @dataclass(kw_only=True, slots=True)
@@ -223,6 +223,7 @@ class Teacher(StrEnum):
 
     gold = "gold"  # the data set: gold answers, and queries where it has them
     policy = "policy"  # the policy itself: those of its sampled moves that turned out right (rejection sampling)
+    endpoint = "endpoint"  # a larger model behind a chat endpoint
 
 
 @dataclass(kw_only=True, slots=True)
@@ -236,7 +237,8 @@ class Warmup:
     read: float  # share of "question, passages -> answer"
     self_knowledge: float  # gold: share of first moves labelled by whether the policy answers right closed-book (SKR)
     samples: int  # policy: episodes sampled of each question without, and as many with a retrieval
-    knows: float  # policy: share of right closed-book answers from which on a question counts as known
+    knows: float  # policy, endpoint: share of right closed-book answers from which on a question counts as known
+    endpoint: Endpoint  # of teacher=endpoint
     share: float | None  # of the train questions, for warm-up alone, the rest for PPO alone; null: both use all
 
 

@@ -125,9 +125,9 @@ class Training:
         row: dict[str, float] = {
             "step": self.steps_done,
             **evaluate.means(evaluate.table(episodes, self.run.reward)),
-            **told,
             **self._by_dataset(episodes),
             **self._by_quota(episodes, requests),
+            **told,
             **learned,
             **self._push(),
             "generated_tokens": sum(sum(t.mask) for t in trajectories),

@@ -13,11 +13,13 @@ gold     `samples`: answers and queries of the data set, the queries those in th
          reinforcement learning and gives it something to go by.
 policy   `mined`: the policy's own moves that turned out right (rejection sampling, as in STaR, Zelikman et al. 2022,
          arXiv 2203.14465), out of the episodes that `practice` asks for.
+endpoint `mined` likewise, out of what a larger model writes (`teacher.py`).
 
 The observations are the retriever's own.
 """
 
 import asyncio
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
@@ -42,6 +44,8 @@ from smartrag.types import (
     Retrieved,
     Trajectory,
 )
+
+logger = logging.getLogger("smartrag")
 
 KINDS = ("direct", "search", "read")
 _T = TypeVar("_T")
@@ -78,17 +82,22 @@ async def samples(
     return list(await asyncio.gather(*(one(i) for i in range(len(drawn)))))
 
 
+def to_practise(questions: Sequence[Question], warmup: Warmup, seed: int) -> list[Question]:
+    """As many questions as there will be samples, drawn once, or all."""
+    return _draw(questions, min(len(questions), warmup.steps * warmup.batch), random.Random(f"practice/{seed}"))
+
+
 def practice(
     questions: Sequence[Question], warmup: Warmup, *, quotas: Sequence[int], k: int, seed: int
 ) -> list[EpisodeRequest]:
-    """The episodes to mine: of as many questions as there will be samples, `warmup.samples` closed-book and as many
-    that begin with a search.
+    """The episodes to mine: of each question `to_practise`, `warmup.samples` closed-book and as many that begin with a
+    search.
 
     The closed-book ones are told the `quotas` of the training in turn. Of the others the j-th may search 1 + j mod
     max(quotas) times: at 1 the answer is forced after one search, so that a policy that does not yet write the tags
     shows how it reads; more let it show the later hops.
     """
-    drawn = _draw(questions, min(len(questions), warmup.steps * warmup.batch), random.Random(f"practice/{seed}"))
+    drawn = to_practise(questions, warmup, seed)
     return [
         EpisodeRequest(episode_id(seed, f"practice/{gate}", i, j), question, quota, k, gate)
         for i, question in enumerate(drawn)
@@ -100,7 +109,7 @@ def practice(
 def mined(
     closed_book: Sequence[Episode], searched: Sequence[Episode], warmup: Warmup, prompt: Prompt, *, seed: int
 ) -> list[Trajectory]:
-    """`warmup.steps` x `warmup.batch` trajectories out of the policy's own episodes, token by token as it wrote them.
+    """`warmup.steps` x `warmup.batch` trajectories out of the teacher's episodes, token by token as they were written.
 
         direct   right closed-book answers to known questions
         search   queries up to the first that hit, of unknown questions: the shortest way to a hit of each
@@ -123,12 +132,13 @@ def mined(
     distinct = {kind: list({t.token_ids: t for t in moves}.values()) for kind, moves in found.items()}
     rng = random.Random(f"warmup/{seed}")
     kinds = _kinds(warmup, warmup.steps * warmup.batch, rng)
+    told = ", ".join(f"{len(distinct[kind])} {kind}" for kind in KINDS)
+    asked = len({e.question.id for e in (*closed_book, *searched)})
+    logger.info("warm-up: %d questions, %d of them known, gave %s samples", asked, len(known), told)
     lacking = [kind for kind in KINDS if kind in kinds and not distinct[kind]]
     if lacking:
-        told = ", ".join(f"{len(distinct[kind])} {kind}" for kind in KINDS)
-        asked = len({e.question.id for e in (*closed_book, *searched)})
         raise DataError(
-            f"warmup.teacher=policy: {asked} questions, of which the policy knows {len(known)}, gave {told} samples; "
+            f"warmup.teacher={warmup.teacher}: {asked} questions, {len(known)} of them known, gave {told} samples; "
             f"without {' and '.join(lacking)} there is no such warm-up. Raise warmup.samples, move warmup.knows, set "
             "the share of that kind to 0, or take warmup.teacher=gold"
         )

@@ -1,9 +1,12 @@
-"""What several tests share: one local Ray for the whole session."""
+"""What several tests share: one local Ray for the whole session, chat endpoints that stop with their test."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+
+from tests.chat_server import Server
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +24,19 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+    monkeypatch.setenv("TEST_KEY", "secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    started = []
+
+    def start(reply: Callable[[dict[str, Any], int], tuple[int, Any]]) -> Server:
+        started.append(Server(reply))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.http.shutdown()
+        server.http.server_close()

@@ -70,7 +70,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("train.quotas=[1,17]", "train.quotas holds 17; each must be between 0 and 16"),
         ("train.ks=[0]", "train.ks holds 0; each must be between 1 and 100"),
         ("warmup.share=1", "warmup.share must be between"),
-        ("warmup.teacher=nobody", "expected one of [gold, policy]"),
+        ("warmup.teacher=nobody", "expected one of [gold, policy, endpoint]"),
         ("steps", "is not of the form name=value"),
     ],
 )

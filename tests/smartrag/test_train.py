@@ -237,9 +237,8 @@ def test_without_gold_answers_the_learner_gets_the_same_whatever_they_are(tmp_pa
     for gold in ("Norway", "Sweden"):
         machines, folder = Torn(), RunFolder.create(str(tmp_path), gold)
         questions = tuple(replace(q, answers=(gold,)) for q in TRAIN)
-        training = _training(
-            tmp_path, machines, Shelf(tmp_path / gold), folder, run, Dataset(questions, TEST[:2], TEST, None)
-        )
+        data = Dataset(questions, TEST[:2], TEST, None)
+        training = _training(tmp_path, machines, Shelf(tmp_path / gold), folder, run, data)
         training.begin([])
         while not training.done:
             training.step()

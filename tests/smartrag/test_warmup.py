@@ -23,9 +23,8 @@ def _samples(
 
 def _warmup(direct: float, search: float, read: float, **fields: Any) -> Warmup:
     usual = {"teacher": Teacher.gold, "steps": 10, "batch": 6, "learning_rate": 1e-3, "self_knowledge": 0.0}
-    return Warmup(
-        direct=direct, search=search, read=read, **{**usual, "samples": 2, "knows": 0.5, "share": None, **fields}
-    )
+    usual |= {"samples": 2, "knows": 0.5, "share": None, "endpoint": None}
+    return Warmup(direct=direct, search=search, read=read, **{**usual, **fields})
 
 
 def _wanted(made: Trajectory) -> str:
@@ -154,7 +153,7 @@ def test_mined_kinds_come_in_their_shares_and_a_kind_without_samples_is_refused(
     made = Counter(_wanted(s)[:8] for s in _mined(0.5, 0.5, 0))
     assert sum(made.values()) == 60
     assert 15 <= made["[Answer]"] <= 45
-    told = r"4 questions, of which the policy knows 0, gave 0 direct, 5 search, 3 read samples; without direct"
+    told = r"4 questions, 0 of them known, gave 0 direct, 5 search, 3 read samples; without direct"
     with pytest.raises(DataError, match=told):
         _mined(0.4, 0.3, 0.3, knows=0.9)
     assert len(_mined(0, 0.5, 0.5, knows=0.9)) == 60  # a kind that nobody wants may be missing
