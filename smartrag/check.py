@@ -10,6 +10,8 @@ from smartrag.config import Run, WeightBackend
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
 _RANGES: tuple[tuple[str, float, float], ...] = (
+    ("model.lora.rank", 1, 4096),
+    ("model.lora.alpha", 1, 1 << 20),
     ("model.context_tokens", 16, 1 << 20),
     ("model.new_tokens", 2, 1 << 16),
     ("model.passage_tokens", 1, 1 << 16),
@@ -84,6 +86,8 @@ def check(run: Run) -> list[str]:
             problems.append(f"reward.{name} must be a finite number, got {getattr(reward, name)}")
     if problems:
         return problems  # the sums below would only repeat them
+    if run.model.lora is not None and not run.model.lora.targets:
+        problems.append("model.lora.targets names no layer; name linear layers, e.g. [q_proj,v_proj]")
     room = run.model.context_tokens - 2 * run.model.new_tokens
     if room < run.model.new_tokens:
         problems.append(
@@ -120,7 +124,7 @@ def check(run: Run) -> list[str]:
 def _out_of_range(run: Run, name: str, low: float, high: float) -> list[str]:
     value: Any = run
     for part in name.split("."):
-        value = getattr(value, part)
+        value = None if value is None else getattr(value, part)
     if value is None or low <= value <= high:
         return []
     return [f"{name} must be between {low:g} and {high:g}, got {value}"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from smartrag.compose import CONF, ROOT, ConfigError, load
+from smartrag.config import Lora
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PROFILES = sorted(path.stem for path in (CONF / "cluster").glob("*.yaml"))
@@ -47,6 +48,10 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("model.context_tokens=30", "leaves no room for a question"),
         ("cluster.weights=nccl", "does not fit the devices; use gloo"),
         ("learner.gpus=1", "both or neither"),
+        ("model.lora={rank: 8, alpha: 16}", "missing mandatory value: targets"),
+        ("model.lora={rank: 0, alpha: 16, targets: [q_proj]}", "model.lora.rank must be between 1 and 4096, got 0"),
+        ("model.lora={rank: 8, alpha: 16, targets: []}", "model.lora.targets names no layer"),
+        ("model.lora={rnk: 8}", "Key 'rnk' not in 'Lora'"),
         ("data=folder", "missing mandatory value: source"),
         ("steps", "is not of the form name=value"),
     ],
@@ -55,6 +60,12 @@ def test_a_mistake_is_refused_with_what_to_do(override: str, message: str) -> No
     with pytest.raises(ConfigError) as caught:
         load([override])
     assert message in str(caught.value)
+
+
+def test_a_mapping_may_be_laid_over_a_null() -> None:
+    run = load(["+experiment=quickstart", "model.lora={rank: 8, alpha: 16, targets: [q_proj,v_proj]}"])
+    assert run.model.lora == Lora(rank=8, alpha=16, targets=["q_proj", "v_proj"])
+    assert load(["model.lora={rank: 8, alpha: 16, targets: [q_proj]}", "model.lora=null"]).model.lora is None
 
 
 def test_all_problems_come_at_once() -> None:
