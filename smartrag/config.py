@@ -34,12 +34,13 @@ class Lora:
 
 @dataclass(kw_only=True, slots=True)
 class Model:
-    """The policy: a decoder-only chat model. Critic and reference start as copies of it."""
+    """The policy: a decoder-only chat model. Critic and reference start as copies of it; with adapters the reference is
+    what they stand on, without a copy."""
 
     path: str  # a folder, a Hugging Face hub id, or package://NAME for weights an installed Python package carries
     fallback: str | None  # the same weights elsewhere, taken when `path` is a hub id and the hub is out of reach
     precision: Precision
-    lora: Lora | None  # policy and critic train adapters on frozen weights; null: they train every weight
+    lora: Lora | None  # policy and critic train adapters on frozen weights; null: every weight is trained
     instruction: str  # stands before the question in the first user message; may be empty
     context_tokens: int  # the whole conversation, generations included
     new_tokens: int  # of one generation
