@@ -7,6 +7,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,13 @@ class LearnerRank:
         )
         self._tokenizer = model.load_tokenizer(self._path)
         self._pad_id = model.pad_id(self._tokenizer)
-        policy = model.load_policy(self._path, precision)
+        lora = self.run.model.lora
+        policy = model.load_policy(self._path, precision, lora)
         self._lm = policy.lm
         self._policy = zero.ZeroEngine(policy, group, group.learning_rate, precision)
         self._critic: zero.ZeroEngine | None = None
         if self.run.algorithm.advantage.has_critic:
-            critic = model.load_critic(self._path, precision)
+            critic = model.load_critic(self._path, precision, lora)
             self._critic = zero.ZeroEngine(critic, group, group.critic_learning_rate, precision)
 
     # -- learning -----------------------------------------------------------------------------------------------------
@@ -84,7 +86,11 @@ class LearnerRank:
     def snapshot_reference(self) -> None:
         """The policy as it is now becomes the reference, and its optimiser forgets what warm-up taught it."""
         self._policy.forget_moments()
-        zero.copy_parameters(list(self._policy.module.parameters()), self._make_reference())
+        if self.run.model.lora is not None:
+            self._policy.fold_adapters()
+            self._reference = self._policy.forward_without_adapters
+        else:
+            zero.copy_parameters(list(self._policy.module.parameters()), self._make_reference())
 
     def update(self, minibatches: Sequence[Sequence[Trajectory]], step: int) -> dict[str, float]:
         """PPO on this rank's share of every minibatch. `step` counts from 0."""
@@ -135,17 +141,17 @@ class LearnerRank:
             if self.rank == 0:
                 save_file(tensors, str(into / _REFERENCE))
         if self.rank == 0:
-            state = self._shape() | {"kl_coef": self._kl.coefficient, "reference": self._reference_module is not None}
+            state = self._shape() | {"kl_coef": self._kl.coefficient, "reference": self._reference is not None}
             (into / _STATE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str) -> None:
-        """Restores what `save` wrote, from verified files. ValueError when another number of ranks wrote it."""
+        """Restores what `save` wrote, from verified files. ValueError when another kind of learner wrote it."""
         from safetensors.torch import load_file
 
         source = Path(folder)
         state = json.loads((source / _STATE).read_text(encoding="utf-8"))
         if any(state[name] != x for name, x in self._shape().items()):
-            wanted = " ".join(f"learner.{name}={state[name]}" for name in self._shape())
+            wanted = " ".join(f"{name}={json.dumps(state[name])}".replace('"', "") for name in self._shape())
             raise ValueError(f"{folder} was written with {wanted}; no other learner can resume it; set these")
         if self._critic is not None and not (source / "critic").is_dir():
             advantage = self.run.algorithm.advantage
@@ -154,15 +160,20 @@ class LearnerRank:
         if self._critic is not None:
             self._critic.load(str(source / "critic"))
         self._kl = KLController(state["kl_coef"], self.run.algorithm.kl_target)
-        if state["reference"]:
+        if state["reference"] and self.run.model.lora is not None:
+            self._reference = self._policy.forward_without_adapters
+        elif state["reference"]:
             target = self._make_reference()
             assert self._reference_module is not None
             tensors = load_file(str(source / _REFERENCE))
             zero.copy_parameters([tensors[n] for n, _ in self._reference_module.named_parameters()], target)
         _set_random_state(load_file(str(source / f"random-{self.rank}.safetensors")), self._ranks.device)
 
-    def _shape(self) -> dict[str, int]:
-        return {"ranks": self.run.learner.ranks, "zero_stage": self.run.learner.zero_stage}
+    def _shape(self) -> dict[str, Any]:
+        """The settings without which a checkpoint cannot be read."""
+        group, lora = self.run.learner, self.run.model.lora
+        shape = {"learner.ranks": group.ranks, "learner.zero_stage": group.zero_stage}
+        return shape | {"model.lora": None if lora is None else asdict(lora)}
 
     def export(self, folder: str) -> None:
         """The policy as a Hugging Face folder; rank 0 writes it."""
@@ -183,10 +194,7 @@ class LearnerRank:
         return zero.named_tensors(self._lm)
 
     def weight_metadata(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        return [
-            (name, str(p.dtype).removeprefix("torch."), tuple(getattr(p, "ds_shape", p.shape)))
-            for name, p in self._lm.named_parameters()
-        ]
+        return zero.metadata(self._lm)
 
     def connect_weights(self, init_info: dict[str, Any]) -> None:
         self._sender.connect(init_info)

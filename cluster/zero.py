@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from smartrag import adapters
 from smartrag.config import LearnerGroup, Precision
 from smartrag.ranks import Ranks
 
@@ -100,12 +101,21 @@ def groups(params: Sequence[nn.Parameter]) -> Iterator[Sequence[int]]:
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter once (tied ones under their first name), whole. All ranks must run it to its end."""
-    names, params = zip(*module.named_parameters(), strict=True)
-    for group in groups(params):
-        with whole([params[i] for i in group]):
+    """Every parameter once (tied ones under their first name), whole, adapters merged into what they adapt.
+
+    All ranks must run it to its end.
+    """
+    parts = adapters.parts(module)
+    for group in groups([part.weight for part in parts]):
+        with whole([p for i in group for p in parts[i].parameters]):
             for i in group:
-                yield names[i], params[i].detach()
+                yield parts[i].name, parts[i].merged()
+
+
+def metadata(module: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(name, type, shape) of each tensor that `named_tensors` gives, in its order."""
+    named = [(part.name, part.weight) for part in adapters.parts(module)]
+    return [(name, str(p.dtype).removeprefix("torch."), tuple(getattr(p, "ds_shape", p.shape))) for name, p in named]
 
 
 @torch.no_grad()
@@ -128,7 +138,7 @@ class ZeroEngine:
         self._stage = group.zero_stage
         # torch's own AdamW: DeepSpeed's would be compiled at start.
         self._adam = torch.optim.AdamW(
-            module.parameters(),
+            [p for p in module.parameters() if p.requires_grad],
             lr=learning_rate,
             betas=(0.9, group.beta2),
             weight_decay=group.weight_decay,
@@ -165,6 +175,22 @@ class ZeroEngine:
         for state in self._adam.state.values():
             for x in state.values():
                 x.zero_()
+
+    @torch.no_grad()
+    def fold_adapters(self) -> None:
+        """W <- W + (α / r) B A and B <- 0: the adapters move into the frozen weights and start again. A collective."""
+        for part in adapters.parts(self.module):
+            if part.adapter is not None:
+                with whole(part.parameters, write=True):
+                    part.weight.copy_(part.merged())
+                    part.adapter[1].zero_()
+        if hasattr(self._engine.optimizer, "refresh_fp32_params"):  # it steps copies, which still hold the old B
+            self._engine.optimizer.refresh_fp32_params()
+
+    @torch.no_grad()
+    def forward_without_adapters(self, *inputs: Any) -> Any:
+        with adapters.disabled(self.module):
+            return self._engine(*inputs)
 
     def save(self, folder: str) -> None:
         """A collective; `folder` must be one that all ranks share."""

@@ -12,6 +12,8 @@ from smartrag.reward import full_score
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
 _RANGES: tuple[tuple[str, float, float], ...] = (
+    ("model.lora.rank", 1, 4096),
+    ("model.lora.alpha", 1, 1 << 20),
     ("model.context_tokens", 16, 1 << 20),
     ("model.new_tokens", 2, 1 << 16),
     ("model.passage_tokens", 1, 1 << 16),
@@ -107,6 +109,8 @@ def check(run: Run) -> list[str]:
             problems.append(f"reward.{name} must be a finite number, got {getattr(reward, name)}")
     if problems:
         return problems  # the sums below would only repeat them
+    if run.model.lora is not None and not run.model.lora.targets:
+        problems.append("model.lora.targets names no layer; name linear layers, e.g. [q_proj,v_proj]")
     room = run.model.context_tokens - 2 * run.model.new_tokens
     if room < run.model.new_tokens:
         problems.append(

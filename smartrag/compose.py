@@ -42,7 +42,7 @@ def load(overrides: Sequence[str]) -> Run:
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            run = to_run(compose("train", list(overrides)))
+            run = to_run(compose("train", _over_null(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_plainly(error)) from error
     except (AssertionError, AttributeError) as error:  # OmegaConf's answer to a value for a group that is null
@@ -78,6 +78,7 @@ def main(action: Callable[[Run], None]) -> None:
     """Runs a launch script: `action` gets the checked run. With flags (--help, --cfg job, -m, ...) Hydra takes over."""
     arguments = sys.argv[1:]
     if any(a.startswith("-") for a in arguments):
+        sys.argv[1:] = _over_null(arguments)
         app = hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
         app(lambda config: action(_checked(to_run(config))))()
         return
@@ -87,6 +88,24 @@ def main(action: Callable[[Run], None]) -> None:
         print(error, file=sys.stderr)
         sys.exit(USAGE_ERROR)
     action(run)
+
+
+def _over_null(overrides: Sequence[str]) -> list[str]:
+    """OmegaConf dies of a mapping laid over a null (`model.lora={...}`), but not of one laid over a missing value."""
+    optional, made = set(_optional(Run)), []
+    for override in overrides:
+        name, _, value = override.partition("=")
+        made += [f"{name}=???", override] if name in optional and value.startswith("{") else [override]
+    return made
+
+
+def _optional(node: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings that are a dataclass or null."""
+    for field in fields(node):
+        if any(is_dataclass(kind) for kind in get_args(field.type)):
+            yield prefix + field.name
+        elif isinstance(field.type, type) and is_dataclass(field.type):
+            yield from _optional(field.type, f"{prefix}{field.name}.")
 
 
 def _unknown_names(overrides: Sequence[str]) -> Iterator[str]:

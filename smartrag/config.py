@@ -69,12 +69,23 @@ class WandbMode(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
+class Lora:
+    """Low-rank adapters on linear layers (Hu et al. 2021, arXiv 2106.09685); without dropout."""
+
+    rank: int  # r
+    alpha: int  # α: the adapter's output is scaled by α / r
+    targets: list[str]  # linear layers by the last part of their names, e.g. q_proj
+
+
+@dataclass(kw_only=True, slots=True)
 class Model:
-    """The policy: a decoder-only chat model. Critic and reference start as copies of it."""
+    """The policy: a decoder-only chat model. Critic and reference start as copies of it; with adapters the reference is
+    what they stand on, without a copy."""
 
     path: str  # a folder, a Hugging Face hub id, or package://NAME for weights an installed Python package carries
     fallback: str | None  # the same weights elsewhere, taken when `path` is a hub id and the hub is out of reach
     precision: Precision
+    lora: Lora | None  # policy and critic train adapters on frozen weights; null: every weight is trained
     instruction: str  # stands before the question in the first user message; may be empty
     context_tokens: int  # the whole conversation, generations included
     new_tokens: int  # of one generation

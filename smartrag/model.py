@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from smartrag import ROOT
-from smartrag.config import Model, Precision
+from smartrag import ROOT, adapters
+from smartrag.config import Lora, Model, Precision
 from smartrag.loss import token_logprobs
 
 logger = logging.getLogger("smartrag")
@@ -81,12 +81,13 @@ class Critic(nn.Module):
         return self.head(hidden)[..., 0].float()
 
 
-def load_policy(path: Path, precision: Precision) -> Policy:
-    return Policy(_load(path, precision))
+def load_policy(path: Path, precision: Precision, lora: Lora | None = None) -> Policy:
+    return Policy(_load(path, precision, lora))
 
 
-def load_critic(path: Path, precision: Precision) -> Critic:
-    return Critic(_load(path, precision))
+def load_critic(path: Path, precision: Precision, lora: Lora | None = None) -> Critic:
+    """With adapters on its trunk; the head is trained whole."""
+    return Critic(_load(path, precision, lora))
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -102,7 +103,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
-def _load(path: Path, precision: Precision) -> PreTrainedModel:
+def _load(path: Path, precision: Precision, lora: Lora | None) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
@@ -115,7 +116,7 @@ def _load(path: Path, precision: Precision) -> PreTrainedModel:
             setattr(config, name, 0.0)
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{path} has no *.safetensors file; other formats can run code when loaded and are refused")
-    return AutoModelForCausalLM.from_pretrained(
+    lm = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
         dtype=getattr(torch, precision.value),
@@ -123,6 +124,9 @@ def _load(path: Path, precision: Precision) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
     )
+    if lora is not None:
+        adapters.add(lm, lora)
+    return lm
 
 
 @torch.no_grad()

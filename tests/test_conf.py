@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from smartrag.compose import CONF, ROOT, ConfigError, as_yaml, from_yaml, load
+from smartrag.config import Lora
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PROFILES = sorted(path.stem for path in (CONF / "cluster").glob("*.yaml"))
@@ -61,6 +62,10 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("reward.exact_match=0 reward.f1=0", "no answer would be worth anything"),
         ("cluster.weights=nccl", "does not fit the devices; use gloo"),
         ("learner.gpus=1", "both or neither"),
+        ("model.lora={rank: 8, alpha: 16}", "missing mandatory value: targets"),
+        ("model.lora={rank: 0, alpha: 16, targets: [q_proj]}", "model.lora.rank must be between 1 and 4096, got 0"),
+        ("model.lora={rank: 8, alpha: 16, targets: []}", "model.lora.targets names no layer"),
+        ("model.lora={rnk: 8}", "Key 'rnk' not in 'Lora'"),
         ("data=folder", "missing mandatory value: source"),
         ("data=[popqa,hotpotq]", "no data is called 'hotpotq'; did you mean 'hotpotqa'?"),
         ("data.mix.popqa=2", "Could not override 'data.mix.popqa'"),
@@ -88,6 +93,12 @@ def test_several_data_sets_make_one_mix(tmp_path: Path) -> None:
     assert load(["data=hotpotqa", "data.source=/some/folder"]).data.source == "/some/folder"
     assert load(["data=[popqa,folder]", "data.source=/some/folder"]).data.mix == {"popqa": 1.0, "folder": 1.0}
     assert load(["data=world"]) == load([])
+
+
+def test_a_mapping_may_be_laid_over_a_null() -> None:
+    run = load(["+experiment=quickstart", "model.lora={rank: 8, alpha: 16, targets: [q_proj,v_proj]}"])
+    assert run.model.lora == Lora(rank=8, alpha=16, targets=["q_proj", "v_proj"])
+    assert load(["model.lora={rank: 8, alpha: 16, targets: [q_proj]}", "model.lora=null"]).model.lora is None
 
 
 def test_all_problems_come_at_once() -> None:

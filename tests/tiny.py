@@ -64,7 +64,9 @@ class PlainEngine:
 
     def __init__(self, module: nn.Module, ranks: Ranks, learning_rate: float = 1e-3, max_norm: float = 1.0):
         self.module, self.ranks, self.max_norm = module, ranks, max_norm
-        self.adam = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=0.01)
+        self.adam = torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.01
+        )
 
     def forward(self, *inputs: Any) -> Any:
         return self.module(*inputs)
@@ -72,7 +74,7 @@ class PlainEngine:
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
         if last:
-            for p in self.module.parameters():
+            for p in (p for p in self.module.parameters() if p.requires_grad):
                 assert p.grad is not None
                 p.grad = (self.ranks.sum(p.grad) / self.ranks.count).float()
 

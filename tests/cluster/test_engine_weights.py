@@ -18,11 +18,14 @@ from ray.exceptions import GetTimeoutError
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cluster.engine import engine_env
+from cluster.learner import LearnerGroup
 from cluster.rollout import RolloutPool
 from cluster.weights import CanaryFailed, WeightPush, WeightSender
 from cluster.worker import RolloutWorker
+from smartrag import adapters
 from smartrag.compose import ROOT, load
-from smartrag.config import Run
+from smartrag.config import LearnerGroup as LearnerSettings
+from smartrag.config import Lora, Run
 from smartrag.types import Completion, EpisodeFailed, EpisodeRequest, Question, Stop
 from tests import toys
 
@@ -96,6 +99,7 @@ class HfLearner:
 @dataclass
 class World:
     tied: bool
+    path: str
     pool: RolloutPool
     learner: Any
     push: WeightPush
@@ -167,7 +171,7 @@ def world(
     learner = ray.remote(HfLearner).options(num_cpus=0.5).remote(path)
     pool = RolloutPool(run.cluster, OpenWorker, (run, path, toys.Shelf(toys.OSLO)), env=env)
     push = WeightPush(pool, [learner], run.cluster, CANARY)
-    yield World(tied, pool, learner, push, itertools.count(3), itertools.count(100), toys.prompt().end_id)
+    yield World(tied, path, pool, learner, push, itertools.count(3), itertools.count(100), toys.prompt().end_id)
     pool.close()
     ray.kill(learner)
 
@@ -295,6 +299,50 @@ def test_the_canary_catches_a_tied_head_that_kept_its_old_copy(world: World) -> 
     version = next(world.versions)
     assert world.push(version)["canary_gap"] < 1e-3
     assert set(ray.get(waiting, timeout=30).weight_versions) == {version}
+
+
+def test_adapters_arrive_merged_and_the_canary_refuses_a_push_without_them(world: World) -> None:
+    """The real learner, whose adapters jump: what the engine then holds is W + (α/r) B A, under W's name."""
+    run = run_of()
+    model = dataclasses.replace(run.model, lora=Lora(rank=4, alpha=8, targets=["q_proj", "v_proj", "down_proj"]))
+    group = LearnerGroup(dataclasses.replace(run, model=model, learner=one_rank(run)), Path(world.path))
+    push = WeightPush(world.pool, group.ranks, run.cluster, CANARY)
+    try:
+        ids = list(range(20, 180))
+        assert push(next(world.versions))["canary_gap"] < 1e-3
+        old = world.generate(ids)
+        group.ranks[0].__ray_call__.remote(shake_adapters)
+        report = push(next(world.versions))
+        print({name: round(value, 6) for name, value in report.items()})
+        new = world.generate(ids)
+        found = group.prompt_logprobs([*ids, *new.token_ids])[len(ids) - 1 :]
+        assert new.logprobs == pytest.approx(found, abs=1e-3)
+        found = group.prompt_logprobs([*ids, *old.token_ids])[len(ids) - 1 :]
+        assert old.logprobs != pytest.approx(found, abs=0.1)  # they did change
+        group.ranks[0].__ray_call__.remote(forget_adapters)
+        with pytest.raises(CanaryFailed, match=r"engine 0 does not hold the learner's weights") as caught:
+            push(next(world.versions))
+        print(caught.value)
+    finally:
+        group.close()
+        world.push._members = {}  # the engine has left its group
+    assert world.push(next(world.versions))["canary_gap"] < 1e-3
+
+
+def one_rank(run: Run) -> LearnerSettings:
+    return dataclasses.replace(run.learner, ranks=1, cpus=0.5, zero_stage=0)
+
+
+def shake_adapters(rank: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for p in rank._lm.parameters():
+        if p.requires_grad:
+            p.data.add_(0.2 * torch.randn(p.shape, generator=generator))
+
+
+def forget_adapters(rank: Any) -> None:
+    """A fault: the base goes out alone."""
+    rank._weights = lambda: ((part.name, part.weight.detach()) for part in adapters.parts(rank._lm))
 
 
 @pytest.mark.chaos

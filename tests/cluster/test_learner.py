@@ -154,7 +154,7 @@ def test_load_takes_everything_back(pair: tuple[Life, Path]) -> None:
 @pytest.mark.slow
 def test_a_new_group_resumes_bit_for_bit(pair: tuple[Life, Path], folder: Path) -> None:
     life, home = pair
-    stage = json.loads((home / "learner" / "learner.json").read_text())["zero_stage"]
+    stage = json.loads((home / "learner" / "learner.json").read_text())["learner.zero_stage"]
     if stage not in (2, 3):
         pytest.skip("the stages that configurations use")
     group = LearnerGroup(settings(2, stage), folder)
