@@ -1,237 +1,26 @@
-"""The learner: `ranks` processes that hold policy, critic and reference, and the group of them as the driver sees it.
+"""The learner as the driver sees it: a group of `ranks` processes that answers as one.
 
 LearnerGroup.update(trajectories) -> minibatches -> one share a rank -> LearnerRank.update -> smartrag.update
 """
 
-import hashlib
-import json
-import socket
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
-from torch import Tensor
 
-from cluster import zero
-from cluster.sender import WeightSender
+from cluster.rank import LearnerRank
 from cluster.weights import gather
-from smartrag import batch, model
+from smartrag import batch
 from smartrag.config import Run
-from smartrag.experience import Models
-from smartrag.loss import KLController
-from smartrag.ranks import Ranks
 from smartrag.types import Trajectory
-from smartrag.update import Setup, imitate, update
-
-_STATE, _REFERENCE = "learner.json", "reference.safetensors"
+from smartrag.update import update_seed
 
 
 class LearnerLost(RuntimeError):
     """A learner rank died or fell silent. All ranks have been ended; go on from a checkpoint with a new group."""
-
-
-class LearnerRank:
-    """One process of the learner. Every method but `address` is a collective: all ranks call it, in one order."""
-
-    def __init__(self, run: Run, path: Path, rank: int):
-        self.run, self.rank, self._path = run, rank, path
-        self._reference: Any = None
-        self._reference_module: torch.nn.Module | None = None
-        self._kl = KLController(run.algorithm.kl_coef, run.algorithm.kl_target)
-        self._sender = WeightSender(rank)
-        torch.set_num_threads(run.learner.threads)
-
-    def address(self) -> tuple[str, int]:
-        """Where the ranks can meet: this node's address and a free port."""
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, probe.getsockname()[1]
-
-    def start(self, host: str, port: int) -> None:
-        """Joins the other ranks and loads the models."""
-        group, precision = self.run.learner, self.run.model.precision
-        self._ranks: Ranks = zero.join(
-            self.rank,
-            group.ranks,
-            host,
-            port,
-            gpu=group.gpus > 0,
-            node_ip=ray.util.get_node_ip_address(),
-            timeout_s=self.run.cluster.call_timeout_s,
-        )
-        self._tokenizer = model.load_tokenizer(self._path)
-        self._pad_id = model.pad_id(self._tokenizer)
-        lora = self.run.model.lora
-        policy = model.load_policy(self._path, precision, lora)
-        self._lm = policy.lm
-        self._policy = zero.ZeroEngine(policy, group, group.learning_rate, precision)
-        self._critic: zero.ZeroEngine | None = None
-        if self.run.algorithm.advantage.has_critic:
-            critic = model.load_critic(self._path, precision, lora)
-            self._critic = zero.ZeroEngine(critic, group, group.critic_learning_rate, precision)
-
-    # -- learning -----------------------------------------------------------------------------------------------------
-
-    def imitate(self, trajectories: Sequence[Trajectory], learning_rate: float) -> dict[str, float]:
-        self._policy.set_learning_rate(learning_rate)
-        tokens = self.run.learner.micro_batch_tokens
-        return imitate(self._policy, trajectories, self._ranks, pad_id=self._pad_id, micro_batch_tokens=tokens)
-
-    def snapshot_reference(self) -> None:
-        """The policy as it is now becomes the reference, and its optimiser forgets what warm-up taught it."""
-        self._policy.forget_moments()
-        if self.run.model.lora is not None:
-            self._policy.fold_adapters()
-            self._reference = self._policy.forward_without_adapters
-        else:
-            zero.copy_parameters(list(self._policy.module.parameters()), self._make_reference())
-
-    def update(self, minibatches: Sequence[Sequence[Trajectory]], step: int) -> dict[str, float]:
-        """PPO on this rank's share of every minibatch. `step` counts from 0."""
-        if self._reference is None:
-            raise RuntimeError("there is no reference policy yet: call snapshot_reference() before the first update")
-        group, algorithm = self.run.learner, self.run.algorithm
-        left = 1 - (1 - group.final_rate) * min(1.0, step / max(1, self.run.train.steps))
-        self._policy.set_learning_rate(group.learning_rate * left)
-        if self._critic is not None:
-            self._critic.set_learning_rate(group.critic_learning_rate * left)
-        setup = Setup(
-            models=Models(self._policy, self._critic, self._reference),
-            algorithm=algorithm,
-            ranks=self._ranks,
-            kl_coef=self._kl.coefficient,
-            pad_id=self._pad_id,
-            micro_batch_tokens=group.micro_batch_tokens,
-            train_policy=step >= algorithm.critic_warmup_steps,
-            seed=_seed(self.run.seed, step),
-        )
-        metrics = update(minibatches, setup)
-        self._kl = self._kl.after(metrics["kl_ref_episode"])
-        return metrics
-
-    def _make_reference(self) -> list[torch.nn.Parameter]:
-        """Builds the reference if need be; its weights are the caller's to fill in."""
-        if self._reference_module is None:
-            precision = self.run.model.precision
-            self._reference_module = model.load_policy(self._path, precision)
-            device = self._ranks.device
-            self._reference = zero.freeze(self._reference_module, self.run.learner, precision, device)
-        return list(self._reference_module.parameters())
-
-    # -- state --------------------------------------------------------------------------------------------------------
-
-    def save(self, folder: str) -> None:
-        """Writes everything the next update depends on into `folder`, which all ranks share."""
-        from safetensors.torch import save_file
-
-        into = Path(folder)
-        into.mkdir(parents=True, exist_ok=True)
-        self._policy.save(str(into / "policy"))
-        if self._critic is not None:
-            self._critic.save(str(into / "critic"))
-        save_file(_random_state(self._ranks.device), str(into / f"random-{self.rank}.safetensors"))
-        if self._reference_module is not None:
-            tensors = {n: t.cpu().clone() for n, t in zero.named_tensors(self._reference_module) if self.rank == 0}
-            if self.rank == 0:
-                save_file(tensors, str(into / _REFERENCE))
-        if self.rank == 0:
-            state = self._shape() | {"kl_coef": self._kl.coefficient, "reference": self._reference is not None}
-            (into / _STATE).write_text(json.dumps(state), encoding="utf-8")
-
-    def load(self, folder: str) -> None:
-        """Restores what `save` wrote, from verified files. ValueError when another kind of learner wrote it."""
-        from safetensors.torch import load_file
-
-        source = Path(folder)
-        state = json.loads((source / _STATE).read_text(encoding="utf-8"))
-        if any(state[name] != x for name, x in self._shape().items()):
-            wanted = " ".join(f"{name}={json.dumps(state[name])}".replace('"', "") for name in self._shape())
-            raise ValueError(f"{folder} was written with {wanted}; no other learner can resume it; set these")
-        if self._critic is not None and not (source / "critic").is_dir():
-            advantage = self.run.algorithm.advantage
-            raise ValueError(f"{folder} holds no critic, which algorithm.advantage={advantage} needs")
-        self._policy.load(str(source / "policy"))
-        if self._critic is not None:
-            self._critic.load(str(source / "critic"))
-        self._kl = KLController(state["kl_coef"], self.run.algorithm.kl_target)
-        if state["reference"] and self.run.model.lora is not None:
-            self._reference = self._policy.forward_without_adapters
-        elif state["reference"]:
-            target = self._make_reference()
-            assert self._reference_module is not None
-            tensors = load_file(str(source / _REFERENCE))
-            zero.copy_parameters([tensors[n] for n, _ in self._reference_module.named_parameters()], target)
-        _set_random_state(load_file(str(source / f"random-{self.rank}.safetensors")), self._ranks.device)
-
-    def _shape(self) -> dict[str, Any]:
-        """The settings without which a checkpoint cannot be read."""
-        group, lora = self.run.learner, self.run.model.lora
-        shape = {"learner.ranks": group.ranks, "learner.zero_stage": group.zero_stage}
-        return shape | {"model.lora": None if lora is None else asdict(lora)}
-
-    def export(self, folder: str) -> None:
-        """The policy as a Hugging Face folder; rank 0 writes it."""
-        from huggingface_hub import save_torch_state_dict
-
-        tensors = {name: t.cpu().clone() for name, t in self._weights() if self.rank == 0}
-        if self.rank == 0:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
-            self._lm.config.save_pretrained(folder)
-            self._lm.generation_config.save_pretrained(folder)
-            self._tokenizer.save_pretrained(folder)
-
-    # -- weights on their way to the engines --------------------------------------------------------------------------
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, whole tensor). A tied output layer is not among them: it is the embedding."""
-        return zero.named_tensors(self._lm)
-
-    def weight_metadata(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        return zero.metadata(self._lm)
-
-    def connect_weights(self, init_info: dict[str, Any]) -> None:
-        self._sender.connect(init_info)
-
-    def send_weights(self, bucket_mib: int) -> None:
-        self._sender.send(self._weights(), bucket_mib)
-
-    @torch.no_grad()
-    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probs at temperature 1 of tokens 1.. given those before them: len(token_ids) - 1 floats."""
-        ids = torch.tensor([list(token_ids)], device=self._ranks.device)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        mask[:, 0] = False
-        return self._policy.forward(ids, mask, 1.0)[0][0, 1:].tolist()
-
-    def param_hash(self) -> str:
-        """sha256 over the policy's parameters: equal on all ranks, and before and after a resume."""
-        digest = hashlib.sha256()
-        for name, tensor in self._weights():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-
-def _seed(run_seed: int, step: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"update/{run_seed}/{step}".encode()).digest()[:8], "big")
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
-
-
-def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 class LearnerGroup:
@@ -267,7 +56,7 @@ class LearnerGroup:
     def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float]:
         """One PPO update; metrics are over all ranks. Minibatches do not depend on the number of ranks."""
         self._enough(trajectories)
-        parts = batch.minibatches(trajectories, self.run.algorithm.minibatches, _seed(self.run.seed, step))
+        parts = batch.minibatches(trajectories, self.run.algorithm.minibatches, update_seed(self.run.seed, step))
         dealt = [batch.shards(part, len(self.ranks)) for part in parts]
         return self._each("update", [([part[rank] for part in dealt], step) for rank in range(len(self.ranks))])[0]
 

@@ -11,12 +11,36 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from smartrag.config import Judge, Reward
+from smartrag.config import Judge, Reward, Run
 from smartrag.judge import judge
+from smartrag.price import first_price, ramp
 from smartrag.reward import full_score, gated, gold_score, turn_rewards
 from smartrag.score import normalise
 from smartrag.trajectory import to_trajectory
 from smartrag.types import Episode, Trajectory
+
+
+class Feedback:
+    """The environment's answer to a step's episodes. Its state, the price of a retrieval, is the run's to keep."""
+
+    def __init__(self, run: Run):
+        self.reward, self.samples = run.reward, run.algorithm.samples
+        self.cache = Path(run.cache).expanduser() / "chats"
+        self.price = first_price(run.reward)
+
+    def __call__(self, episodes: Sequence[Episode], step: int) -> tuple[list[Trajectory], dict[str, float]]:
+        """What the learner gets, and its part of the step's row. Moves the price for the next step."""
+        share = ramp(step, self.reward.free_steps, self.reward.ramp_steps)
+        charged = share * self.price.value
+        found = scores(episodes, self.reward, self.samples, self.cache)
+        trajectories = learnable(episodes, found, self.reward, self.samples, charged)
+        if share > 0:  # held while nothing is charged: it would only wind up
+            self.price = self.price.after(sum(e.retrievals for e in episodes) / len(episodes))
+        return trajectories, {
+            "training_reward": sum(sum(t.rewards) for t in trajectories) / len(trajectories),
+            "retrieval_price": charged,
+            "voided_episodes": len(episodes) - len(trajectories),
+        }
 
 
 def scores(episodes: Sequence[Episode], reward: Reward, samples: int, cache: Path) -> list[float | None]:

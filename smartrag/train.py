@@ -1,4 +1,4 @@
-"""The run: warm-up, then roll out -> trajectories -> update -> publish, with an evaluation before and after.
+"""The run: warm-up, then roll out -> feedback -> update -> publish, with an evaluation before and after.
 
 `Training` knows its counterparts only through the Protocols of `types.py`; which machines stand behind them is
 `cluster`'s affair. All that a step needs derives from (seed, step), so a resumed run goes on as if never stopped.
@@ -16,16 +16,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from smartrag import evaluate, feedback
+from smartrag import evaluate
 from smartrag.config import Run
 from smartrag.data import Dataset
+from smartrag.exam import Exam
+from smartrag.feedback import Feedback
 from smartrag.log import RunFolder
 from smartrag.plan import pools, step_requests
-from smartrag.price import first_price, ramp
 from smartrag.rows import DataError
 from smartrag.splits import ledger, share_out
-from smartrag.types import Episode, EpisodeRequest, Gate, Learner, Publish, Question, Rollout, Store, Trajectory
-from smartrag.warmup import batches, practice
+from smartrag.types import Episode, EpisodeRequest, Gate, Learner, Publish, Rollout, Store, Trajectory
+from smartrag.warmup import batches
 
 logger = logging.getLogger("smartrag")
 
@@ -43,12 +44,15 @@ class Training:
         store: Store,
         folder: RunFolder,
     ):
-        self.run, self.data, self.folder = run, data, folder
+        self.run, self.folder = run, folder
         self.rollout, self.learner, self.publish, self.store = rollout, learner, publish, store
-        self.warmup_questions, self.ppo_questions = share_out(data.train, run.warmup.share)
-        self.pools = pools(self.ppo_questions, run.data.mix)
+        self.exam, self.feedback = Exam(run, data, rollout, folder), Feedback(run)
+        self.warmup_questions, ppo_questions = share_out(data.train, run.warmup.share)
+        self.pools = pools(ppo_questions, run.data.mix)
+        self.ledger = ledger(
+            {"warmup": self.warmup_questions, "ppo": ppo_questions, "dev": data.dev, "test": data.test}
+        )
         self.steps_done = 0
-        self.price = first_price(run.reward)
         self.summary: dict[str, Any] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, over all lives of the run
 
@@ -57,29 +61,20 @@ class Training:
         return self.steps_done >= self.run.train.steps
 
     def closed_book(self) -> set[str]:
-        """Ids of the warm-up questions that the policy as it is answers right without retrieving."""
-        if self.run.warmup.steps == 0 or self.run.warmup.self_knowledge == 0:
+        """Ids of the warm-up questions that the policy as it is answers right; nobody is asked if nobody wants it."""
+        if self.run.warmup.self_knowledge == 0:
             return set()
         with self._timed("warmup"):
-            episodes = self._ask(self.warmup_questions, "closed-book", Gate.NEVER)
-        right = {e.question.id for e in episodes if evaluate.measure(e, self.run.reward)["em"]}
-        logger.info("closed-book, the policy answers %d of %d warm-up questions right", len(right), len(episodes))
-        return right
+            return self.exam.known(self.warmup_questions)
 
     def practice(self) -> tuple[list[Episode], list[Episode]]:
-        """(closed-book, searched): episodes of the policy as it is on warm-up questions, for `warmup.mined`."""
-        run = self.run
-        quotas = run.train.quotas or [run.algorithm.quota]
-        requests = practice(self.warmup_questions, run.warmup, quotas=quotas, k=run.retriever.k, seed=run.seed)
+        """(closed-book, searched): episodes of the policy as it is on the warm-up questions, for `warmup.mined`."""
         with self._timed("warmup"):
-            episodes = evaluate.run_all(self.rollout, requests)
-        pairs = list(zip(requests, episodes, strict=True))
-        closed_book, searched = ([e for r, e in pairs if r.gate is gate] for gate in (Gate.NEVER, Gate.ALWAYS))
-        return closed_book, searched
+            return self.exam.practise(self.warmup_questions)
 
     def begin(self, warmup: Sequence[Trajectory]) -> None:
         """Warm-up on `warmup` (may be empty), first push, evaluation before PPO, checkpoint 0."""
-        self.folder.write("splits.json", json.dumps(self._ledger(), indent=2) + "\n")
+        self.folder.write("splits.json", json.dumps(self.ledger, indent=2) + "\n")
         steps = list(batches(warmup, self.run.warmup.batch))
         self.rollout.rest()
         with self._timed("warmup"):
@@ -87,7 +82,7 @@ class Training:
                 bar.set_postfix(loss=f"{self.learner.imitate(batch, self.run.warmup.learning_rate)['loss']:.3f}")
             self.learner.snapshot_reference()
         self._push()
-        self._evaluate("before", Gate.POLICY)
+        self._test("before", Gate.POLICY)
         self._save()
 
     def resume(self, checkpoint: Path | None = None) -> None:
@@ -95,7 +90,7 @@ class Training:
 
         Raises DataError when the questions are not those that the run began with.
         """
-        if json.loads((self.folder.folder / "splits.json").read_text(encoding="utf-8")) != self._ledger():
+        if json.loads((self.folder.folder / "splits.json").read_text(encoding="utf-8")) != self.ledger:
             raise DataError(
                 f"the questions are not those of {self.folder.folder / 'splits.json'}; resume with the data, limits "
                 "and warmup.share that the run began with, or start a new one"
@@ -105,7 +100,7 @@ class Training:
         self.learner.load(str(folder / "learner"))
         self.steps_done, self.summary = state["steps_done"], state["summary"]
         self.seconds |= state["seconds"]
-        self.price = replace(self.price, value=state["retrieval_price"])
+        self.feedback.price = replace(self.feedback.price, value=state["retrieval_price"])
         self.folder.rewind(self.steps_done)
         self._push()
         logger.info("resumed from %s: %d of %d steps are done", folder, self.steps_done, self.run.train.steps)
@@ -113,20 +108,18 @@ class Training:
     def step(self) -> dict[str, float]:
         """One PPO step; returns its row of metrics.jsonl."""
         number = self.steps_done
+        requests = self._plan(number)
         with self._timed("rollout") as rollout_s:
-            requests = self._plan(number)
             episodes = evaluate.run_all(self.rollout, requests)
         with self._timed("feedback") as feedback_s:
-            trajectories, told = self._feedback(episodes, number)
+            trajectories, told = self.feedback(episodes, number)
         self.rollout.rest()
         with self._timed("update") as update_s:
             learned = self.learner.update(trajectories, number)
         self.steps_done += 1
         row: dict[str, float] = {
             "step": self.steps_done,
-            **evaluate.means(evaluate.table(episodes, self.run.reward)),
-            **self._by_dataset(episodes),
-            **self._by_quota(episodes, requests),
+            **self.exam.means(episodes, requests),
             **told,
             **learned,
             **self._push(),
@@ -136,22 +129,20 @@ class Training:
             "seconds_update": update_s(),
         }
         if self.run.train.evaluate_every and self.steps_done % self.run.train.evaluate_every == 0:
-            row |= self._dev_scores()
+            with self._timed("evaluation"):
+                row |= self.exam.dev(self.steps_done)
         self.folder.metrics(row)
-        earned = {t.id: sum(t.rewards) for t in trajectories}  # nothing for a voided episode
-        for episode in episodes[: self.run.log.episodes]:
-            seen = evaluate.describe(episode, self.run.reward)
-            self.folder.episode({"step": self.steps_done, **seen, "training_reward": earned.get(episode.id)})
+        self._show(episodes, trajectories)
         if self.steps_done % self.run.train.save_every == 0 or self.done:
             self._save()
         return row
 
     def finish(self) -> dict[str, Any]:
         """Evaluation after PPO and of the fixed gates, on the same test questions. Returns the summary."""
-        self._evaluate("after", Gate.POLICY)
+        self._test("after", Gate.POLICY)
         if self.run.train.gates:
-            self._evaluate("never", Gate.NEVER)
-            self._evaluate("always", Gate.ALWAYS)
+            self._test("never", Gate.NEVER)
+            self._test("always", Gate.ALWAYS)
         rewards = {name: self.folder.evaluation(name)["reward"] for name in self.summary}
         self.summary["difference"] = {
             f"after_minus_{other}": evaluate.interval(rewards["after"] - rewards[other], self.run.seed)
@@ -173,76 +164,27 @@ class Training:
             ks=run.train.ks or [run.retriever.k],
         )
 
-    def _by_dataset(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        if len(self.pools) == 1:
-            return {}
-        return evaluate.by_group(episodes, [e.question.meta["dataset"] for e in episodes], self.run.reward)
-
-    def _by_quota(self, episodes: Sequence[Episode], requests: Sequence[EpisodeRequest]) -> dict[str, float]:
-        if len(set(self.run.train.quotas)) < 2:
-            return {}
-        return evaluate.by_group(episodes, [f"quota_{request.quota}" for request in requests], self.run.reward)
-
-    def _ledger(self) -> dict[str, Any]:
-        trained = {"warmup": self.warmup_questions, "ppo": self.ppo_questions}
-        return ledger({**trained, "dev": self.data.dev, "test": self.data.test})
-
-    def _feedback(self, episodes: Sequence[Episode], step: int) -> tuple[list[Trajectory], dict[str, float]]:
-        """What the learner gets, and its part of the row. Moves the price for the next step."""
-        reward, samples = self.run.reward, self.run.algorithm.samples
-        scores = feedback.scores(episodes, reward, samples, Path(self.run.cache).expanduser() / "chats")
-        share = ramp(step, reward.free_steps, reward.ramp_steps)
-        charged = share * self.price.value
-        trajectories = feedback.learnable(episodes, scores, reward, samples, charged)
-        if share > 0:  # held while nothing is charged: it would only wind up
-            self.price = self.price.after(sum(e.retrievals for e in episodes) / len(episodes))
-        return trajectories, {
-            "training_reward": sum(sum(t.rewards) for t in trajectories) / len(trajectories),
-            "retrieval_price": charged,
-            "voided_episodes": len(episodes) - len(trajectories),
-        }
-
     def _push(self) -> dict[str, float]:
         with self._timed("push"):
             return {f"push/{name}": value for name, value in self.publish(self.steps_done).items()}
 
-    def _evaluate(self, name: str, gate: Gate) -> None:
-        """Asks every test question once and files the result as `summary[name]` and evaluation-<name>.jsonl."""
+    def _test(self, name: str, gate: Gate) -> None:
         with self._timed("evaluation"):
-            episodes = self._ask(self.data.test, name, gate)
-        columns = evaluate.table(episodes, self.run.reward)
-        self.folder.write_evaluation(name, [evaluate.describe(e, self.run.reward) for e in episodes])
-        self.summary[name] = {
-            **evaluate.summary(columns, self.run.seed),
-            "retrieval_rate_by_popularity_fifth": evaluate.retrieval_by_popularity(episodes),
-            "by_hops": evaluate.by_meta(episodes, self.run.reward, "hops"),
-            "by_dataset": evaluate.by_meta(episodes, self.run.reward, "dataset"),
-        }
-        logger.info("%s: %s", name, evaluate.line(columns))
+            self.summary[name] = self.exam.test(name, self.steps_done, gate)
 
-    def _dev_scores(self) -> dict[str, float]:
-        with self._timed("evaluation"):
-            episodes = self._ask(self.data.dev, "dev", Gate.POLICY)
-        scores = evaluate.means(evaluate.table(episodes, self.run.reward)) | self._by_dataset(episodes)
-        return {f"dev/{name}": x for name, x in scores.items()}
-
-    def _ask(self, questions: Sequence[Question], phase: str, gate: Gate) -> list[Any]:
-        wanted = evaluate.requests(
-            questions,
-            seed=self.run.seed,
-            phase=f"{phase}/{self.steps_done}",
-            quota=self.run.algorithm.quota,
-            k=self.run.retriever.k,
-            gate=gate,
-        )
-        return evaluate.run_all(self.rollout, wanted)
+    def _show(self, episodes: Sequence[Episode], trajectories: Sequence[Trajectory]) -> None:
+        """The first episodes of the step for people to read; `training_reward` is null for a voided one."""
+        earned = {t.id: sum(t.rewards) for t in trajectories}
+        for episode in episodes[: self.run.log.episodes]:
+            seen = evaluate.describe(episode, self.run.reward)
+            self.folder.episode({"step": self.steps_done, **seen, "training_reward": earned.get(episode.id)})
 
     def _save(self) -> None:
         state = {
             "steps_done": self.steps_done,
             "summary": self.summary,
             "seconds": dict(self.seconds),
-            "retrieval_price": self.price.value,
+            "retrieval_price": self.feedback.price.value,
         }
         with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
             self.learner.save(str(folder / "learner"))

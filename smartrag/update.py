@@ -7,6 +7,7 @@ Whatever is a mean here is one over ALL ranks: n ranks and one rank take the sam
 Shapes: B trajectories of this rank, T tokens of the longest.
 """
 
+import hashlib
 import math
 import random
 from collections import defaultdict
@@ -134,6 +135,11 @@ def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
         deviation = max(deviation, float(off.abs().max()))
     critic_norm = models.critic.step() if models.critic is not None else 0.0
     return Step(sums, deviation, models.policy.step() if setup.train_policy else 0.0, critic_norm)
+
+
+def update_seed(run_seed: int, step: int) -> int:
+    """What minibatches and their order in an update are drawn by."""
+    return int.from_bytes(hashlib.sha256(f"update/{run_seed}/{step}".encode()).digest()[:8], "big")
 
 
 def _rows(minibatches: Sequence[Sequence[Trajectory]]) -> list[list[int]]:

@@ -1,0 +1,81 @@
+"""The policy as it is, asked: on test questions, on dev questions, closed-book, and to practise for warm-up.
+
+Every question goes through the same rollout as in training.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from smartrag import evaluate
+from smartrag.config import Run
+from smartrag.data import Dataset
+from smartrag.log import RunFolder
+from smartrag.types import Episode, EpisodeRequest, Gate, Question, Rollout
+from smartrag.warmup import practice
+
+logger = logging.getLogger("smartrag")
+
+
+class Exam:
+    """Asks and files what came of it. `step` names when: it makes the episodes' ids."""
+
+    def __init__(self, run: Run, data: Dataset, rollout: Rollout, folder: RunFolder):
+        self.run, self.data, self.rollout, self.folder = run, data, rollout, folder
+
+    def test(self, name: str, step: int, gate: Gate) -> dict[str, Any]:
+        """Every test question once, greedily; also files them as evaluation-<name>.jsonl. Returns the summary."""
+        episodes = self._ask(self.data.test, name, step, gate)
+        reward = self.run.reward
+        columns = evaluate.table(episodes, reward)
+        self.folder.write_evaluation(name, [evaluate.describe(e, reward) for e in episodes])
+        logger.info("%s: %s", name, evaluate.line(columns))
+        return {
+            **evaluate.summary(columns, self.run.seed),
+            "retrieval_rate_by_popularity_fifth": evaluate.retrieval_by_popularity(episodes),
+            "by_hops": evaluate.by_meta(episodes, reward, "hops"),
+            "by_dataset": evaluate.by_meta(episodes, reward, "dataset"),
+        }
+
+    def dev(self, step: int) -> dict[str, float]:
+        """Means over the dev questions, for a row of metrics."""
+        scores = self.means(self._ask(self.data.dev, "dev", step, Gate.POLICY))
+        return {f"dev/{name}": x for name, x in scores.items()}
+
+    def means(self, episodes: Sequence[Episode], requests: Sequence[EpisodeRequest] = ()) -> dict[str, float]:
+        """Means over all episodes; by data set and by quota (of `requests`) where there are several."""
+        reward = self.run.reward
+        found = evaluate.means(evaluate.table(episodes, reward))
+        if len(self.run.data.mix) > 1:
+            found |= evaluate.by_group(episodes, [e.question.meta["dataset"] for e in episodes], reward)
+        if requests and len(set(self.run.train.quotas)) > 1:
+            found |= evaluate.by_group(episodes, [f"quota_{request.quota}" for request in requests], reward)
+        return found
+
+    def known(self, questions: Sequence[Question]) -> set[str]:
+        """Ids of the questions that the policy answers right without retrieving."""
+        episodes = self._ask(questions, "closed-book", 0, Gate.NEVER)
+        right = {e.question.id for e in episodes if evaluate.measure(e, self.run.reward)["em"]}
+        logger.info("closed-book, the policy answers %d of %d warm-up questions right", len(right), len(episodes))
+        return right
+
+    def practise(self, questions: Sequence[Question]) -> tuple[list[Episode], list[Episode]]:
+        """(closed-book, searched): sampled episodes on warm-up questions, for `warmup.mined`."""
+        run = self.run
+        quotas = run.train.quotas or [run.algorithm.quota]
+        requests = practice(questions, run.warmup, quotas=quotas, k=run.retriever.k, seed=run.seed)
+        pairs = list(zip(requests, evaluate.run_all(self.rollout, requests), strict=True))
+        closed_book, searched = ([e for r, e in pairs if r.gate is gate] for gate in (Gate.NEVER, Gate.ALWAYS))
+        return closed_book, searched
+
+    def _ask(self, questions: Sequence[Question], phase: str, step: int, gate: Gate) -> list[Episode]:
+        run = self.run
+        wanted = evaluate.requests(
+            questions,
+            seed=run.seed,
+            phase=f"{phase}/{step}",
+            quota=run.algorithm.quota,
+            k=run.retriever.k,
+            gate=gate,
+        )
+        return evaluate.run_all(self.rollout, wanted)
