@@ -13,12 +13,15 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from cluster.checkpoint import Checkpoints
-from cluster.system import System, inputs
+from cluster.system import BadInput, System, inputs
 from smartrag import warmup
 from smartrag.compose import as_yaml
-from smartrag.config import Run
+from smartrag.config import Run, Teacher
 from smartrag.log import RunFolder, run_and_checkpoint
+from smartrag.prompt import Prompt
+from smartrag.rows import DataError
 from smartrag.train import Training
+from smartrag.types import Retrieve, Trajectory
 
 
 class SmartRAGConfig(AlgorithmConfig):
@@ -64,19 +67,31 @@ class SmartRAGPPO(Algorithm):
                 named = None if run.resume == "latest" else run_and_checkpoint(Path(run.resume))[1]
                 self.training.resume(named)
                 return
-            samples = warmup.samples(
-                found.data.train,
-                run.warmup,
-                found.prompt,
-                system.retrieval.client(),
-                k=run.retriever.k,
-                seed=run.seed,
-                known=self.training.closed_book(),
-            )
-            self.training.begin(asyncio.run(samples))
+            self.training.begin(self._warmup(run, found.prompt, system.retrieval.client()))
+        except DataError as error:  # of splits and samples that only a run can tell are empty
+            self.cleanup()
+            raise BadInput(str(error)) from error
         except BaseException:
             self.cleanup()
             raise
+
+    def _warmup(self, run: Run, prompt: Prompt, retrieve: Retrieve) -> list[Trajectory]:
+        """The trajectories to imitate, as `warmup.teacher` shows them."""
+        if run.warmup.steps == 0:
+            return []
+        if run.warmup.teacher is Teacher.policy:
+            return warmup.mined(*self.training.practice(), run.warmup, prompt, seed=run.seed)
+        samples = warmup.samples(
+            self.training.warmup_questions,
+            run.warmup,
+            prompt,
+            retrieve,
+            quotas=run.train.quotas or [run.algorithm.quota],
+            k=run.retriever.k,
+            seed=run.seed,
+            known=self.training.closed_book(),
+        )
+        return asyncio.run(samples)
 
     def step(self) -> dict[str, Any]:
         return self.training.step()

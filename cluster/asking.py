@@ -31,7 +31,11 @@ def ask(folder: Path, questions: Sequence[str]) -> int:
     try:
         requests = [
             EpisodeRequest(
-                episode_id(run.seed, "ask", 0, i), Question(f"ask-{i}", text, ()), run.algorithm.quota, greedy=True
+                episode_id(run.seed, "ask", 0, i),
+                Question(f"ask-{i}", text, ()),
+                run.algorithm.quota,
+                run.retriever.k,
+                greedy=True,
             )
             for i, text in enumerate(questions)
         ]

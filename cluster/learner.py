@@ -68,10 +68,12 @@ class LearnerRank:
         self._tokenizer = model.load_tokenizer(self._path)
         self._pad_id = model.pad_id(self._tokenizer)
         policy = model.load_policy(self._path, precision, self.run.model.lora)
-        critic = model.load_critic(self._path, precision, self.run.model.lora)
         self._lm = policy.lm
         self._policy = zero.ZeroEngine(policy, group, group.learning_rate, precision)
-        self._critic = zero.ZeroEngine(critic, group, group.critic_learning_rate, precision)
+        self._critic: zero.ZeroEngine | None = None
+        if self.run.algorithm.advantage.has_critic:
+            critic = model.load_critic(self._path, precision, self.run.model.lora)
+            self._critic = zero.ZeroEngine(critic, group, group.critic_learning_rate, precision)
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -96,7 +98,8 @@ class LearnerRank:
         group, algorithm = self.run.learner, self.run.algorithm
         left = 1 - (1 - group.final_rate) * min(1.0, step / max(1, self.run.train.steps))
         self._policy.set_learning_rate(group.learning_rate * left)
-        self._critic.set_learning_rate(group.critic_learning_rate * left)
+        if self._critic is not None:
+            self._critic.set_learning_rate(group.critic_learning_rate * left)
         setup = Setup(
             models=Models(self._policy, self._critic, self._reference),
             algorithm=algorithm,
@@ -129,7 +132,8 @@ class LearnerRank:
         into = Path(folder)
         into.mkdir(parents=True, exist_ok=True)
         self._policy.save(str(into / "policy"))
-        self._critic.save(str(into / "critic"))
+        if self._critic is not None:
+            self._critic.save(str(into / "critic"))
         save_file(_random_state(self._ranks.device), str(into / f"random-{self.rank}.safetensors"))
         if self._reference_module is not None:
             tensors = {n: t.cpu().clone() for n, t in zero.named_tensors(self._reference_module) if self.rank == 0}
@@ -148,8 +152,12 @@ class LearnerRank:
         if any(state[name] != x for name, x in self._shape().items()):
             wanted = " ".join(f"{name}={json.dumps(state[name])}".replace('"', "") for name in self._shape())
             raise ValueError(f"{folder} was written with {wanted}; no other learner can resume it; set these")
+        if self._critic is not None and not (source / "critic").is_dir():
+            advantage = self.run.algorithm.advantage
+            raise ValueError(f"{folder} holds no critic, which algorithm.advantage={advantage} needs")
         self._policy.load(str(source / "policy"))
-        self._critic.load(str(source / "critic"))
+        if self._critic is not None:
+            self._critic.load(str(source / "critic"))
         self._kl = KLController(state["kl_coef"], self.run.algorithm.kl_target)
         if state["reference"] and self.run.model.lora is not None:
             self._reference = self._policy.forward_without_adapters

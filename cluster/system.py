@@ -21,6 +21,7 @@ from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
 from cluster.weights import WeightPush
+from smartrag.chat import api_key
 from smartrag.config import Run
 from smartrag.data import Dataset, load
 from smartrag.model import resolve
@@ -42,7 +43,7 @@ class BadInput(Exception):
 
 
 def inputs(run: Run, model: Path | None = None) -> Inputs:
-    """All that a run reads, checked before anything is started. `model`: weights in place of the run's own.
+    """All that a run reads, checked before anything is started. `model`: trained weights to serve, not to train.
 
     Raises BadInput.
     """
@@ -54,19 +55,22 @@ def inputs(run: Run, model: Path | None = None) -> Inputs:
 
 def _inputs(run: Run, model: Path | None) -> Inputs:
     cache = Path(run.cache).expanduser()
+    if run.reward.endpoint is not None and model is None:
+        api_key(run.reward.endpoint)
     preflight()
     folder = resolve(run.model, cache / "models") if model is None else model
     budget = Budget(run.model.context_tokens, run.model.new_tokens, run.model.passage_tokens)
     prompt = Prompt(AutoTokenizer.from_pretrained(folder), run.model.instruction, budget)
     data = load(run.data, cache / "data")
-    _check_lengths(data, prompt)
+    _check_lengths(data, prompt, run)
     retriever = run.retriever
     if retriever.index is not None:
         index = Path(retriever.index).expanduser().resolve()
         verify(index)
     elif data.corpus is None:
         raise ValueError(
-            f"data.source={run.data.source} brings no passages; name a built index with retriever.index=FOLDER"
+            f"the data ({', '.join(run.data.mix)}) does not bring passages for every question; name a built index with "
+            "retriever.index=FOLDER"
         )
     else:
         index = cached_index(
@@ -75,10 +79,12 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     return Inputs(data, folder, prompt, index)
 
 
-def _check_lengths(data: Dataset, prompt: Prompt) -> None:
+def _check_lengths(data: Dataset, prompt: Prompt, run: Run) -> None:
     """The context budget cuts passages and never the question, so a question that does not fit is refused."""
     room = prompt.budget.context - 2 * prompt.budget.new_tokens - len(prompt.answer_ids)
-    long = [q for split in (data.train, data.dev, data.test) for q in split if len(prompt.question(q.text)) > room]
+    quota = max([run.algorithm.quota, *run.train.quotas])  # the longest to spell
+    asked = (*data.train, *data.dev, *data.test)
+    long = [q for q in asked if len(prompt.question(q.text, quota)) > room]
     if long:
         named = ", ".join(q.id for q in long[:5])
         raise ValueError(
@@ -131,7 +137,7 @@ class System:
                 for started in (serving, learning):
                     started.result()
             if self._learn:
-                canary = self._found.prompt.question(_CANARY)
+                canary = self._found.prompt.question(_CANARY, self.run.algorithm.quota)
                 self._push = WeightPush(self.rollout, self.learner.ranks, self.run.cluster, canary)
                 self.rollout.on_restored = lambda _: self.publish(self._version)
         except BaseException:

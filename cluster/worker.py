@@ -33,15 +33,13 @@ class RolloutWorker:
         budget = Budget(model.context_tokens, model.new_tokens, model.passage_tokens)
         self.prompt = Prompt(AutoTokenizer.from_pretrained(path), model.instruction, budget)
         self.engine = Engine(engine_args(model, run.cluster, path), self.prompt.end_id)
-        self.retrieve, self.k, self.temperature = retrieve, run.retriever.k, run.algorithm.temperature
+        self.retrieve, self.temperature = retrieve, run.algorithm.temperature
         self.incarnation = uuid.uuid4().hex
 
     async def run_episode(self, request: EpisodeRequest, incarnation: str | None = None) -> Episode:
         """One question to its end. Raises EpisodeFailed; StaleWorker when `incarnation` is not this one."""
         self.admit(incarnation)
-        return await run_episode(
-            request, self.engine, self.retrieve, self.prompt, k=self.k, temperature=self.temperature
-        )
+        return await run_episode(request, self.engine, self.retrieve, self.prompt, temperature=self.temperature)
 
     def admit(self, incarnation: str | None) -> None:
         if incarnation not in (None, self.incarnation):

@@ -44,6 +44,57 @@ def gae(
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
+def turn_gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, end_value: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """`gae` over turns: a turn (one run of policy tokens) is one decision, its reward their sum, its state the one in
+    which its first token was chosen. Every token of the turn gets the turn's Â and R̂ (Zhou et al. 2024, ArCHer,
+    arXiv 2402.19446, treats turns so). Credit then does not fade with a turn's length.
+    """
+    before = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
+    starts = mask & ~before
+    turns = torch.where(mask, starts.cumsum(1), 0)  # [B, T] 1, 2, ... on policy tokens, 0 elsewhere
+    width = int(turns.max()) + 1
+    slots = rewards.new_zeros(len(mask), width)
+    sums = slots.scatter_add(1, turns, torch.where(mask, rewards, 0.0))
+    firsts = slots.scatter_add(1, turns, torch.where(starts, values, 0.0))
+    there = torch.arange(width, device=mask.device) <= turns.max(1, keepdim=True).values
+    there[:, 0] = False
+    advantages, returns = gae(sums, firsts, there, end_value, gamma, lam)
+    return tuple(torch.where(mask, x.gather(1, turns), 0.0) for x in (advantages, returns))  # type: ignore[return-value]
+
+
+def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Gᵢ = rᵢ + γ Gᵢ₊₁ over policy tokens, [B, T]: REINFORCE++'s advantage before whitening (Hu 2025, arXiv
+    2501.03262), the KL being in the rewards already."""
+    nothing = torch.zeros_like(rewards)
+    return gae(rewards, nothing, mask, nothing[:, 0], gamma, 1.0)[0]
+
+
+def group_totals(returns: Tensor, groups: Tensor, count: int) -> Tensor:
+    """(n, ΣR, ΣR²) of each of `count` groups as float64, [count, 3]: what ranks add up. returns, groups: [B]."""
+    r = returns.double()
+    rows = torch.stack([torch.ones_like(r), r, r**2], dim=1)
+    return torch.zeros(count, 3, dtype=torch.float64).index_add(0, groups, rows)
+
+
+def rloo(returns: Tensor, totals: Tensor) -> Tensor:
+    """Rᵢ − mean of the other samples' returns, [B]; 0 for a sample without others (Ahmadian et al. 2024, arXiv
+    2402.14740). `totals`: [B, 3], the row of `group_totals` of each sample's group."""
+    n, total, _ = totals.unbind(1)
+    others = (total - returns) / (n - 1).clamp(min=1)
+    return torch.where(n > 1, returns - others, 0.0).to(returns.dtype)
+
+
+def grpo(returns: Tensor, totals: Tensor) -> Tensor:
+    """(Rᵢ − mean) / (standard deviation + 10⁻⁴) over the samples of the question, [B] (Shao et al. 2024, arXiv
+    2402.03300, section 4.1.2). The deviation is the sample's, n − 1. Equal returns give 0. `totals` as in `rloo`."""
+    n, total, squares = totals.unbind(1)
+    mean = total / n
+    variance = (squares - n * mean**2).clamp(min=0) / (n - 1).clamp(min=1)
+    return ((returns - mean) / (variance.sqrt() + 1e-4)).to(returns.dtype)
+
+
 def moments(x: Tensor, mask: Tensor) -> Tensor:
     """(n, Σx, Σx²) over mask as float64, [3]: what ranks add up to agree on a mean and a variance."""
     kept = x[mask].double()

@@ -1,11 +1,10 @@
-"""Trajectories -> tensors, and how they are cut: minibatches (one optimiser step), shards (one rank), micro-batches.
+"""Trajectories -> tensors, and how they are cut: minibatches (one optimiser step), shards (one rank).
 
 Shapes: B trajectories, T tokens of the longest.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 
@@ -44,40 +43,6 @@ def _check(t: Trajectory) -> None:
         raise ValueError(f"trajectory {t.id}: needs a first token that is given and at least one the policy chose")
     if any(reward and not chosen for reward, chosen in zip(t.rewards, t.mask, strict=True)):
         raise ValueError(f"trajectory {t.id}: a reward on a token the policy did not choose would be lost")
-
-
-def lengths(batch: Batch) -> list[int]:
-    """Real tokens of each trajectory, [B]."""
-    return batch.attention_mask.sum(1).tolist()
-
-
-def take(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some trajectories, cut to their longest.
-
-    No rows: two tokens that nothing is learned from, for a rank that has run out and must still take part.
-    """
-    if not rows:
-        first = take(batch, [0])
-        empty = {f.name: getattr(first, f.name) for f in fields(first)}
-        empty = {name: x[:, :2] if x.ndim > 1 else x for name, x in empty.items()}
-        return Batch(**empty | {"mask": torch.zeros_like(empty["mask"])})
-    width = int(batch.attention_mask[rows].sum(1).max())
-    kept = {f.name: getattr(batch, f.name)[rows] for f in fields(batch)}
-    return Batch(**{name: x if x.ndim == 1 else x[:, :width] for name, x in kept.items()})
-
-
-def micro_batches(sizes: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> list[list[int]]:
-    """Rows grouped so that a group's padded tokens, count x longest, stay within `budget`; like lengths together.
-
-    Example: micro_batches([5, 2, 9, 3], budget=10) -> [[2], [0, 3], [1]]. A row above the budget stands alone.
-    """
-    groups: list[list[int]] = []
-    for row in sorted(range(len(sizes)) if rows is None else rows, key=lambda r: (-sizes[r], r)):
-        if groups and (len(groups[-1]) + 1) * sizes[groups[-1][0]] <= budget:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
 
 
 def minibatches(trajectories: Sequence[Trajectory], parts: int, seed: int) -> list[list[Trajectory]]:

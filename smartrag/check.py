@@ -6,7 +6,9 @@ Nothing is started before it is empty.
 import math
 from typing import Any
 
-from smartrag.config import Run, WeightBackend
+from smartrag.config import KL, Data, Judge, KLIn, Run, Teacher, WeightBackend
+from smartrag.data import NAMED
+from smartrag.reward import full_score
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -41,6 +43,17 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("algorithm.minibatches", 1, 1024),
     ("algorithm.importance_cap", 1.0, 100.0),
     ("algorithm.critic_warmup_steps", 0, 1 << 20),
+    ("reward.exact_match", 0.0, 1000.0),
+    ("reward.f1", 0.0, 1000.0),
+    ("reward.free_steps", 0, 1 << 31),
+    ("reward.ramp_steps", 0, 1 << 31),
+    ("reward.budget.target", 0.0, 16.0),
+    ("reward.budget.rate", 1e-6, 10.0),
+    ("reward.budget.max_price", 0.0, 1000.0),
+    ("reward.endpoint.timeout_s", 0.1, 3600.0),
+    ("reward.endpoint.attempts", 1, 100),
+    ("reward.endpoint.concurrency", 1, 4096),
+    ("reward.endpoint.max_void_share", 0.0, 1.0),
     ("learner.ranks", 1, 4096),
     ("learner.threads", 1, 256),
     ("learner.zero_stage", 0, 3),
@@ -67,6 +80,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup.search", 0.0, 1.0),
     ("warmup.read", 0.0, 1.0),
     ("warmup.self_knowledge", 0.0, 1.0),
+    ("warmup.samples", 1, 1024),
+    ("warmup.knows", 1e-6, 1.0),
+    ("warmup.share", 1e-6, 1 - 1e-6),
     ("train.steps", 0, 1 << 31),
     ("train.episodes", 1, 1 << 20),
     ("train.evaluate_every", 0, 1 << 31),
@@ -80,8 +96,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 def check(run: Run) -> list[str]:
     """Every problem of `run` as one sentence each; empty when it can start."""
     problems = [p for name, low, high in _RANGES for p in _out_of_range(run, name, low, high)]
+    problems += _data_problems(run.data)
+    problems += [f"train.quotas holds {n}; each must be between 0 and 16" for n in run.train.quotas if not 0 <= n <= 16]
+    problems += [f"train.ks holds {n}; each must be between 1 and 100" for n in run.train.ks if not 1 <= n <= 100]
     reward = run.reward
-    for name in ("exact_match", "f1", "retrieval", "format_error", "truncated"):
+    for name in ("retrieval", "format_error", "truncated"):
         if not math.isfinite(getattr(reward, name)):
             problems.append(f"reward.{name} must be a finite number, got {getattr(reward, name)}")
     if problems:
@@ -99,15 +118,20 @@ def check(run: Run) -> list[str]:
             f"train.episodes={run.train.episodes} must be a multiple of learner.ranks x algorithm.minibatches = "
             f"{run.learner.ranks} x {run.algorithm.minibatches}, so that every rank takes the same optimiser steps"
         )
+    problems += _of_the_estimators(run)
     if run.train.episodes % run.algorithm.samples:
         problems.append(
             f"train.episodes={run.train.episodes} must be a multiple of algorithm.samples={run.algorithm.samples}"
         )
+    problems += _of_the_judge(run)
+    problems += _of_the_price(run)
     if run.warmup.steps and run.warmup.batch % run.learner.ranks:
         problems.append(f"warmup.batch={run.warmup.batch} must be a multiple of learner.ranks={run.learner.ranks}")
     shares = run.warmup.direct + run.warmup.search + run.warmup.read
     if run.warmup.steps and abs(shares - 1) > 1e-6:
         problems.append(f"warmup.direct + warmup.search + warmup.read must be 1, got {shares:g}")
+    if run.warmup.steps and run.warmup.teacher is Teacher.policy and not max(run.train.quotas or [run.algorithm.quota]):
+        problems.append("warmup.teacher=policy shows searches too; raise algorithm.quota (or train.quotas) above 0")
     on_gpu = run.learner.gpus > 0
     if on_gpu != (run.cluster.engine.gpus > 0):
         problems.append(
@@ -118,6 +142,86 @@ def check(run: Run) -> list[str]:
         problems.append(f"cluster.weights={run.cluster.weights} does not fit the devices; use {need}")
     if run.cluster.colocated != (run.cluster.weights is WeightBackend.ipc):
         problems.append("cluster.colocated=true and cluster.weights=ipc go together: both or neither")
+    return problems
+
+
+def _of_the_estimators(run: Run) -> list[str]:
+    algorithm = run.algorithm
+    problems = []
+    if algorithm.advantage.compares_samples and algorithm.samples < 2:
+        problems.append(
+            f"algorithm.advantage={algorithm.advantage} compares the samples of one question and "
+            f"algorithm.samples={algorithm.samples} leaves nothing to compare; use 2 or more"
+        )
+    if algorithm.critic_warmup_steps and not algorithm.advantage.has_critic:
+        problems.append(
+            f"algorithm.critic_warmup_steps={algorithm.critic_warmup_steps}, but algorithm.advantage="
+            f"{algorithm.advantage} has no critic; set it to 0"
+        )
+    if algorithm.kl_in is KLIn.loss and algorithm.kl is KL.k1:
+        problems.append(
+            "algorithm.kl=k1 with algorithm.kl_in=loss has a gradient of mean zero, so it would hold nothing back; "
+            "use k2 or k3 there, or algorithm.kl_in=reward"
+        )
+    return problems
+
+
+def _of_the_judge(run: Run) -> list[str]:
+    reward, episodes, samples = run.reward, run.train.episodes, run.algorithm.samples
+    problems = []
+    if full_score(reward) <= 0:
+        problems.append("reward.exact_match + reward.f1 is 0, so no answer would be worth anything; raise one of them")
+    if reward.judge is Judge.agreement and (samples < 2 or episodes < 2 * samples):
+        problems.append(
+            f"reward.judge=agreement compares the samples of one question with each other and with those of other "
+            f"questions; algorithm.samples={samples} must be 2 or more and train.episodes={episodes} twice that or more"
+        )
+    if (reward.judge is Judge.endpoint) != (reward.endpoint is not None):
+        problems.append("reward.judge=endpoint and a reward.endpoint go together: both or neither; see reward=judge")
+    if reward.endpoint is not None:
+        left = episodes - int(reward.endpoint.max_void_share * episodes)
+        needed = run.learner.ranks * run.algorithm.minibatches
+        if left < needed:
+            problems.append(
+                f"reward.endpoint.max_void_share={reward.endpoint.max_void_share:g} of train.episodes={episodes} could "
+                f"leave {left} episodes for learner.ranks x algorithm.minibatches = {needed} shares; lower the first"
+            )
+    return problems
+
+
+def _of_the_price(run: Run) -> list[str]:
+    reward, quota = run.reward, run.algorithm.quota
+    problems = []
+    highest, owner = -reward.retrieval, "-reward.retrieval"
+    if reward.budget is not None:
+        highest, owner = reward.budget.max_price, "reward.budget.max_price"
+        if not 0 <= -reward.retrieval <= highest:
+            problems.append(
+                f"reward.retrieval={reward.retrieval:g} is where the price of the budget starts, so it must be between "
+                f"-reward.budget.max_price={-highest:g} and 0"
+            )
+        if reward.budget.target > quota:
+            problems.append(
+                f"reward.budget.target={reward.budget.target:g} is above algorithm.quota={quota}, so it would hold "
+                "nothing back; lower the first or raise the second"
+            )
+    if reward.gated and quota * highest > full_score(reward):
+        problems.append(
+            f"with reward.gated=true a right answer after algorithm.quota={quota} retrievals at {owner}={highest:g} "
+            f"would be worth less than a wrong one; lower the price to {full_score(reward) / quota:g}"
+        )
+    return problems
+
+
+def _data_problems(data: Data) -> list[str]:
+    problems = [] if data.mix else ["data.mix names no data set; write data.mix={NAME: WEIGHT}"]
+    for name, weight in data.mix.items():
+        if not (math.isfinite(weight) and weight > 0):
+            problems.append(f"data.mix.{name} must be a finite number above 0, got {weight}")
+        if len(data.mix) > 1 and name not in (*NAMED, "folder"):
+            problems.append(f"data.mix: no data set is called {name!r}; there are: {', '.join(NAMED)}, folder")
+    if len(data.mix) > 1 and "folder" in data.mix and data.source in NAMED:
+        problems.append(f"data.mix holds `folder`, so data.source must be a folder, got {data.source!r}")
     return problems
 
 

@@ -25,6 +25,7 @@ from smartrag.config import Run
 
 CONF = ROOT / "conf"
 USAGE_ERROR = 2
+_FREE = ("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.", "data.mix.")  # their keys have no fields
 
 ConfigStore.instance().store(name="run_schema", node=Run)
 
@@ -44,6 +45,10 @@ def load(overrides: Sequence[str]) -> Run:
             run = to_run(compose("train", _over_null(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_plainly(error)) from error
+    except (AssertionError, AttributeError) as error:  # OmegaConf's answer to a value for a group that is null
+        named = " ".join(o for o in overrides if "." in o.partition("=")[0])
+        advice = "choose an option that has it first, or give it whole, name={...}"
+        raise ConfigError(f"{named}: sets a group that is null here; {advice}") from error
     return _checked(run)
 
 
@@ -87,7 +92,10 @@ def main(action: Callable[[Run], None]) -> None:
 
 
 def _over_null(overrides: Sequence[str]) -> list[str]:
-    """OmegaConf dies of a mapping laid over a null (`model.lora={...}`), but not of one laid over a missing value."""
+    """OmegaConf dies of a mapping laid over a null (`model.lora={...}`), but not of one laid over a missing value.
+
+    So what may be null is given whole.
+    """
     optional, made = set(_optional(Run)), []
     for override in overrides:
         name, _, value = override.partition("=")
@@ -112,17 +120,19 @@ def _unknown_names(overrides: Sequence[str]) -> Iterator[str]:
         if not found:
             yield f"{override!r} is not of the form name=value"
         elif name in groups:
-            if value not in groups[name]:
-                yield f"{override}: no {name} is called {value!r}{_nearest(value, groups[name])}"
-        elif name not in keys and not name.startswith(("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.")):
+            for option in value.strip("[]").split(","):  # data=[popqa,hotpotqa] merges the two in this order
+                if option.strip() not in groups[name]:
+                    yield f"{override}: no {name} is called {option.strip()!r}{_nearest(option, groups[name])}"
+        elif name not in keys and not name.startswith(_FREE):
             yield f"{override}: there is no setting {name!r}{_nearest(name, [*keys, *groups])}"
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     for field in fields(node):
         yield prefix + field.name
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from _keys(field.type, f"{prefix}{field.name}.")
+        for inner in (field.type, *get_args(field.type)):  # the arguments: of `Group | None`
+            if isinstance(inner, type) and is_dataclass(inner):
+                yield from _keys(inner, f"{prefix}{field.name}.")
 
 
 def _groups() -> dict[str, list[str]]:

@@ -16,6 +16,51 @@ class WeightBackend(StrEnum):
     ipc = "ipc"  # learner and engine share a GPU
 
 
+class Advantage(StrEnum):
+    gae = "gae"  # token by token, with a critic
+    turn_gae = "turn_gae"  # turn by turn, with a critic: every token of a turn shares its credit
+    reinforce_pp = "reinforce_pp"  # the return that follows a token, without a critic
+    rloo = "rloo"  # an episode's return against that of the other samples of its question
+    grpo = "grpo"  # the same in units of their spread
+
+    @property
+    def has_critic(self) -> bool:
+        return self in (Advantage.gae, Advantage.turn_gae)
+
+    @property
+    def compares_samples(self) -> bool:
+        return self in (Advantage.rloo, Advantage.grpo)
+
+
+class KL(StrEnum):
+    """Estimators of the KL to the reference, see `loss.py`."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KLIn(StrEnum):
+    reward = "reward"  # a cost of each token, which advantages then carry
+    loss = "loss"  # a term of the policy's loss, with a gradient of its own
+
+
+class Importance(StrEnum):
+    """Truncated importance sampling of the learner against the engine that sampled."""
+
+    none = "none"
+    token = "token"  # each token by its own ratio
+    sequence = "sequence"  # all tokens of an episode by the product of its ratios
+
+
+class Judge(StrEnum):
+    """Who scores an answer."""
+
+    gold = "gold"  # EM and F1 against the gold answers
+    agreement = "agreement"  # the other samples of the same question: no gold answers needed
+    endpoint = "endpoint"  # a language model behind a chat endpoint: no gold answers needed
+
+
 class WandbMode(StrEnum):
     auto = "auto"  # online when there is a login and the server answers, else offline
     online = "online"
@@ -50,7 +95,11 @@ class Model:
 @dataclass(kw_only=True, slots=True)
 class Data:
     source: str  # "world", a folder (train/dev/test.jsonl, corpus.jsonl), or a dataset's name on the hub
-    train_questions: int | None  # at most this many; null: all
+    mix: dict[
+        str, float
+    ]  # data set -> weight of its questions in training. Two or more: each is read ("folder": source)
+    allow_overlap: bool  # a set may ask questions of train in dev or test too: a warning instead of an error
+    train_questions: int | None  # of each set at most this many; null: all
     dev_questions: int | None
     test_questions: int | None
 
@@ -73,34 +122,67 @@ class Retriever:
 
 @dataclass(kw_only=True, slots=True)
 class Algorithm:
-    """PPO over retrieval episodes. Symbols as in Schulman et al. 2017."""
+    """Policy optimisation over retrieval episodes. Symbols as in Schulman et al. 2017."""
 
     quota: int  # N: retrievals an episode may make (SmartRAG, Algorithm 1)
+    advantage: Advantage
     samples: int  # episodes a question gets in one step; estimators that compare samples need two or more
     temperature: float  # of the sampling policy
     gamma: float  # discount per policy token
-    lam: float  # GAE lambda per policy token
+    lam: float  # GAE lambda per policy token (turn_gae: both per turn)
     clip: float  # epsilon of the surrogate
     value_clip: float | None  # null: plain squared error
     entropy_coef: float
-    kl_coef: float  # initial beta of the KL penalty in the reward
+    kl: KL
+    kl_in: KLIn
+    kl_coef: float  # initial beta of the KL penalty
     kl_target: float | None  # of the adaptive controller, nats per episode; null: beta is fixed
     epochs: int  # passes over one batch
     minibatches: int  # optimiser steps of one pass
     whiten_advantages: bool
-    importance_cap: float  # truncated importance sampling, engine against learner
+    importance: Importance
+    importance_cap: float  # the largest importance weight
     critic_warmup_steps: int  # steps in which only the critic learns
 
 
 @dataclass(kw_only=True, slots=True)
-class Reward:
-    """Reward of an episode (SmartRAG eq. 5; the terms of the authors' reward.py)."""
+class RetrievalBudget:
+    """A target of retrievals, held by the price of one: a Lagrange multiplier, see `price.py`."""
 
+    target: float  # retrievals per question
+    rate: float  # what the price gains a step per retrieval per question above the target
+    max_price: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Endpoint:
+    """An OpenAI-compatible chat endpoint."""
+
+    base_url: str
+    model: str
+    key_variable: str  # NAME of the environment variable that holds the API key; the key is in no configuration
+    timeout_s: float  # of one attempt
+    attempts: int  # requests for one reply, with growing pauses between them
+    concurrency: int  # requests in flight
+    max_void_share: float  # share of a step's episodes that may go unjudged; above it the run stops
+
+
+@dataclass(kw_only=True, slots=True)
+class Reward:
+    """Reward of an episode (SmartRAG eq. 5; the terms of the authors' reward.py). `exact_match` + `f1` is what a fully
+    right answer is worth, whoever judges it; scores and prices are in that unit."""
+
+    judge: Judge
     exact_match: float  # weight of EM of the answer
     f1: float  # weight of token F1 of the answer
-    retrieval: float  # added per retrieval, negative for a cost
+    retrieval: float  # added per retrieval, negative for a cost; with a budget only where its price starts
+    gated: bool  # training charges retrievals in proportion to the answer's score: in full when right, not when wrong
+    free_steps: int  # steps of training before a retrieval costs anything
+    ramp_steps: int  # steps over which the price then rises from nothing to all of it
+    budget: RetrievalBudget | None  # null: the price stays where `retrieval` puts it
     format_error: float  # added when a turn is malformed
     truncated: float  # added when the token budget ran out
+    endpoint: Endpoint | None  # of judge=endpoint, null for the others
 
 
 @dataclass(kw_only=True, slots=True)
@@ -147,21 +229,34 @@ class Cluster:
     colocated: bool  # learner and engine share GPUs; the engine sleeps while the learner works
 
 
+class Teacher(StrEnum):
+    """Who shows the warm-up's moves."""
+
+    gold = "gold"  # the data set: gold answers, and queries where it has them
+    policy = "policy"  # the policy itself: those of its sampled moves that turned out right (rejection sampling)
+
+
 @dataclass(kw_only=True, slots=True)
 class Warmup:
+    teacher: Teacher
     steps: int  # 0: none
     batch: int  # trajectories of one optimiser step
     learning_rate: float
     direct: float  # share of "question -> answer" samples
     search: float  # share of "question -> query"
     read: float  # share of "question, passages -> answer"
-    self_knowledge: float  # share of first moves labelled by whether the policy answers right closed-book (SKR)
+    self_knowledge: float  # gold: share of first moves labelled by whether the policy answers right closed-book (SKR)
+    samples: int  # policy: episodes sampled of each question without, and as many with a retrieval
+    knows: float  # policy: share of right closed-book answers from which on a question counts as known
+    share: float | None  # of the train questions, for warm-up alone, the rest for PPO alone; null: both use all
 
 
 @dataclass(kw_only=True, slots=True)
 class Loop:
     steps: int  # PPO steps
     episodes: int  # of one step
+    quotas: list[int]  # drawn from for each question of a step; empty: always algorithm.quota
+    ks: list[int]  # likewise the passages a query brings; empty: always retriever.k
     evaluate_every: int  # steps between evaluations on dev questions; 0: never
     save_every: int  # steps between checkpoints
     keep: int  # newest checkpoints kept

@@ -48,13 +48,13 @@ def turn_seed(request_id: str, turn: int) -> int:
 
 
 async def run_episode(
-    request: EpisodeRequest, generate: Generate, retrieve: Retrieve, prompt: Prompt, *, k: int, temperature: float
+    request: EpisodeRequest, generate: Generate, retrieve: Retrieve, prompt: Prompt, *, temperature: float
 ) -> Episode:
     """Ask one question. `temperature` is that of sampling; a greedy request overrides it with 0.
 
     Raises EpisodeFailed when the retriever failed (never when it found nothing).
     """
-    context = list(prompt.question(request.question.text))
+    context = list(prompt.question(request.question.text, request.quota))
     new_context = tuple(context)
     turns: list[Turn] = []
     while True:
@@ -70,7 +70,7 @@ async def run_episode(
             request_id=f"{request.id}-{searches}",
         )
         action = prompt.parse(completion.token_ids, completion.stop, tag=tag)
-        retrieved = await _search(action, retrieve, k, request.id)
+        retrieved = await _search(action, retrieve, request)
         turns.append(Turn(new_context, completion, action, retrieved, forced=bool(tag)))
         if retrieved is None:
             return Episode(request.id, request.question, tuple(turns), _ENDS[action.kind])
@@ -88,12 +88,12 @@ def _forced_tag(request: EpisodeRequest, searches: int, prompt: Prompt) -> tuple
     return ()
 
 
-async def _search(action: Action, retrieve: Retrieve, k: int, episode: str) -> Hits | Empty | None:
+async def _search(action: Action, retrieve: Retrieve, request: EpisodeRequest) -> Hits | Empty | None:
     if action.kind is not ActionKind.SEARCH:
         return None
-    retrieved = await retrieve(action.text, k)
+    retrieved = await retrieve(action.text, request.k)
     if isinstance(retrieved, Failed):
-        raise EpisodeFailed(f"episode {episode}: retrieval failed: {retrieved.reason}")
+        raise EpisodeFailed(f"episode {request.id}: retrieval failed: {retrieved.reason}")
     return retrieved
 
 

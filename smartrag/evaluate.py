@@ -20,11 +20,11 @@ _RESAMPLES = 2000
 
 
 def requests(
-    questions: Sequence[Question], *, seed: int, phase: str, quota: int, gate: Gate = Gate.POLICY
+    questions: Sequence[Question], *, seed: int, phase: str, quota: int, k: int, gate: Gate = Gate.POLICY
 ) -> list[EpisodeRequest]:
     """One greedy episode a question."""
     return [
-        EpisodeRequest(episode_id(seed, f"{phase}/{gate}", 0, i), q, quota, gate, greedy=True)
+        EpisodeRequest(episode_id(seed, f"{phase}/{gate}", 0, i), q, quota, k, gate, greedy=True)
         for i, q in enumerate(questions)
     ]
 
@@ -106,13 +106,23 @@ def retrieval_by_popularity(episodes: Sequence[Episode]) -> list[float] | None:
     return [float(fifth.mean()) for fifth in fifths]
 
 
-def by_hops(episodes: Sequence[Episode], reward: Reward) -> dict[str, dict[str, float]]:
-    """Means by the number of hops a question needs, where the data set knows it."""
+def by_meta(episodes: Sequence[Episode], reward: Reward, name: str) -> dict[str, dict[str, float]]:
+    """Means by what the data set knows of a question (`hops`, `dataset`), where it knows it."""
     groups: dict[str, list[Episode]] = {}
     for episode in episodes:
-        if "hops" in episode.question.meta:
-            groups.setdefault(str(episode.question.meta["hops"]), []).append(episode)
-    return {hops: {"n": len(es), **means(table(es, reward))} for hops, es in sorted(groups.items())}
+        if name in episode.question.meta:
+            groups.setdefault(str(episode.question.meta[name]), []).append(episode)
+    return {value: {"n": len(es), **means(table(es, reward))} for value, es in sorted(groups.items())}
+
+
+def by_group(episodes: Sequence[Episode], groups: Sequence[str], reward: Reward) -> dict[str, float]:
+    """`<group>/reward`, `<group>/em`, `<group>/retrievals_per_question`; `groups` names each episode's own."""
+    found: dict[str, float] = {}
+    for group in sorted(set(groups)):
+        members = [episode for episode, own in zip(episodes, groups, strict=True) if own == group]
+        columns = means(table(members, reward))
+        found |= {f"{group}/{name}": columns[name] for name in ("reward", "em", "retrievals_per_question")}
+    return found
 
 
 def describe(episode: Episode, reward: Reward) -> dict[str, Any]:

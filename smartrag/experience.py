@@ -9,18 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smartrag import advantage, loss
-from smartrag.batch import lengths, micro_batches, take
-from smartrag.config import Algorithm
+from smartrag import advantage, loss, packing
+from smartrag.config import Advantage, Algorithm, KLIn
 from smartrag.ranks import Engine, Ranks
 from smartrag.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    policy: Engine  # forward(token_ids, mask, temperature) -> log-probs, entropies [B, T], as model.Policy
-    critic: Engine  # forward(token_ids) -> V after each token [B, T], as model.Critic
-    reference: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]  # as the policy's forward
+    """Their inputs and outputs are rows of a packed micro-batch, [R, L]."""
+
+    policy: Engine  # forward(token_ids, mask, temperature, positions) -> log-probs, entropies, as model.Policy
+    critic: Engine | None  # forward(token_ids, positions) -> V after each token, as model.Critic; None: not needed
+    reference: Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]  # as the policy's forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +35,62 @@ class Experience:
     advantages: Tensor
     returns: Tensor
     weights: Tensor  # truncated importance weights, learner against engine
+    computed: int  # tokens of this rank's forward passes, padding included
 
 
 @torch.no_grad()
 def gather(
     batch: Batch, models: Models, algorithm: Algorithm, ranks: Ranks, *, kl_coef: float, micro_batch_tokens: int
 ) -> Experience:
-    """Rewards are shaped by the KL penalty before advantages are taken from them:
+    """With `kl_in=reward`, rewards are shaped by the KL penalty before advantages are taken from them:
 
-    r̃ₜ = rₜ − β (log π_old(aₜ | sₜ) − log π_ref(aₜ | sₜ))        (Ziegler et al. 2019, arXiv 1909.08593, eq. 2)
+    r̃ₜ = rₜ − β KL̂(π_old ‖ π_ref)ₜ        k1 is that of Ziegler et al. 2019, arXiv 1909.08593, eq. 2
     """
     old, reference, after = (torch.zeros(batch.mask.shape) for _ in range(3))
-    for rows in ranks.equal_counts(micro_batches(lengths(batch), micro_batch_tokens)):
-        part = take(batch, rows)
-        ids, mask = part.token_ids.to(ranks.device), part.mask.to(ranks.device)
-        found = (
-            models.policy.forward(ids, mask, algorithm.temperature)[0],
-            models.reference(ids, mask, algorithm.temperature)[0],
-            models.critic.forward(ids),
-        )
-        if rows:
-            for whole, x in zip((old, reference, after), found, strict=True):
-                whole[rows, : ids.shape[1]] = x.float().cpu()
+    sizes = packing.lengths(batch)
+    plan = packing.plan(sizes, micro_batch_tokens)
+    for rows in ranks.equal_counts(plan):
+        part = packing.pack(batch, rows)
+        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
+        part.spread(models.policy.forward(ids, mask, algorithm.temperature, positions)[0], old)
+        part.spread(models.reference(ids, mask, algorithm.temperature, positions)[0], reference)
+        if models.critic is not None:
+            part.spread(models.critic.forward(ids, positions), after)
 
-    rewards = batch.rewards - kl_coef * torch.where(batch.mask, loss.k1(old, reference), 0.0)
+    rewards = batch.rewards
+    if algorithm.kl_in is KLIn.reward:
+        rewards = rewards - kl_coef * torch.where(batch.mask, loss.kl(algorithm.kl, old, reference), 0.0)
     values = torch.where(batch.mask, advantage.state_values(after), 0.0)
     end = advantage.bootstrap(after, batch.attention_mask, batch.truncated)
-    advantages, returns = advantage.gae(rewards, values, batch.mask, end, algorithm.gamma, algorithm.lam)
-    _, weights = loss.importance_weights(old, batch.logprobs, algorithm.importance_cap)
-    return Experience(batch, old, reference, values, advantages, returns, torch.where(batch.mask, weights, 0.0))
+    advantages, returns = _advantages(batch, rewards, values, end, algorithm, ranks)
+    _, weights = _weights(old, batch, algorithm)
+    weights = torch.where(batch.mask, weights, 0.0)
+    computed = packing.computed_tokens(sizes, plan)
+    return Experience(batch, old, reference, values, advantages, returns, weights, computed)
+
+
+def _advantages(
+    batch: Batch, rewards: Tensor, values: Tensor, end: Tensor, algorithm: Algorithm, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """(Â, R̂), [B, T]; R̂ is zero without a critic. The samples of one question may lie on several ranks."""
+    mask, nothing = batch.mask, torch.zeros_like(rewards)
+    match algorithm.advantage:
+        case Advantage.gae:
+            return advantage.gae(rewards, values, mask, end, algorithm.gamma, algorithm.lam)
+        case Advantage.turn_gae:
+            return advantage.turn_gae(rewards, values, mask, end, algorithm.gamma, algorithm.lam)
+        case Advantage.reinforce_pp:
+            return advantage.returns_to_go(rewards, mask, algorithm.gamma), nothing
+        case Advantage.rloo | Advantage.grpo:
+            compare = advantage.rloo if algorithm.advantage is Advantage.rloo else advantage.grpo
+            episode = torch.where(mask, rewards, 0.0).sum(1)  # [B]
+            count = 1 + int(ranks.max(float(batch.groups.max())))
+            totals = ranks.sum(advantage.group_totals(episode, batch.groups, count))
+            return torch.where(mask, compare(episode, totals[batch.groups])[:, None], 0.0), nothing
+
+
+def _weights(old: Tensor, batch: Batch, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+    return loss.importance_weights(old, batch.logprobs, batch.mask, algorithm.importance_cap, algorithm.importance)
 
 
 def whitened_advantages(exp: Experience, ranks: Ranks) -> Tensor:
@@ -71,27 +99,28 @@ def whitened_advantages(exp: Experience, ranks: Ranks) -> Tensor:
     return advantage.whiten(exp.advantages, exp.batch.mask, mean, variance)
 
 
-def metrics(exp: Experience, cap: float, ranks: Ranks) -> dict[str, float]:
+def metrics(exp: Experience, algorithm: Algorithm, ranks: Ranks) -> dict[str, float]:
     """What the rollout looked like to the learner, before anything was learned from it. Over all ranks."""
     mask, engine = exp.batch.mask, exp.batch.logprobs
-    w, _ = loss.importance_weights(exp.old, engine, cap)
+    w, _ = _weights(exp.old, exp.batch, algorithm)
     total = ranks.sums(
         {
             "tokens": float(mask.sum()),
             "episodes": float(len(mask)),
+            "computed": float(exp.computed),
+            "real": float(exp.batch.attention_mask.sum()),
             "kl": float(loss.masked_sum(loss.k1(exp.old, exp.reference), mask)),
             "gap": float(loss.masked_sum(loss.k3(engine, exp.old), mask)),
-            "cut": float(loss.masked_sum((w > cap).float(), mask)),
+            "cut": float(loss.masked_sum((w > algorithm.importance_cap).float(), mask)),
             "w": float(loss.masked_sum(w, mask)),
             "w2": float(loss.masked_sum(w**2, mask)),
         }
     )
     tokens = total["tokens"]
     mean, variance = _global_moments(exp.advantages, mask, ranks)
-    _, unexplained = _global_moments(exp.returns - exp.values, mask, ranks)
-    _, spread = _global_moments(exp.returns, mask, ranks)
-    return {
+    found = {
         "policy_tokens": tokens,
+        "padding": 1 - total["real"] / total["computed"],
         "kl_ref": total["kl"] / tokens,
         "kl_ref_episode": total["kl"] / total["episodes"],
         "engine_gap_k3": total["gap"] / tokens,
@@ -100,8 +129,12 @@ def metrics(exp: Experience, cap: float, ranks: Ranks) -> dict[str, float]:
         "ess": loss.effective_sample_share(tokens, total["w"], total["w2"]),
         "advantage_mean": float(mean),
         "advantage_std": float(variance.sqrt()),
-        "explained_variance": float(1 - unexplained / spread.clamp(min=1e-12)),
     }
+    if not algorithm.advantage.has_critic:
+        return found
+    _, unexplained = _global_moments(exp.returns - exp.values, mask, ranks)
+    _, spread = _global_moments(exp.returns, mask, ranks)
+    return found | {"explained_variance": float(1 - unexplained / spread.clamp(min=1e-12))}
 
 
 def _global_moments(x: Tensor, mask: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Public QA sets from the Hugging Face hub, turned into the folder form of `data.py`.
 
-One reader a schema: hub row -> (question, paragraphs). A set without paragraphs (nq_open, popqa) brings no corpus; it
-is asked against an index of Wikipedia that `retriever.index` names.
+One reader a schema: hub row -> (question, paragraphs). A set without paragraphs (nq_open, popqa, ambignq) brings no
+corpus; it is asked against an index of Wikipedia that `retriever.index` names.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smartrag.splits import question_hash
 from smartrag.types import Question
 
 Row = Mapping[str, Any]
@@ -69,6 +70,14 @@ def nq_row(row: Row, name: str) -> tuple[Question, Paragraphs]:
     return Question(name, row["question"], _distinct(row["answer"]), {"hops": 1}), []
 
 
+def ambignq_row(row: Row, _: str) -> tuple[Question, Paragraphs]:
+    """AmbigNQ (light): an answer to any reading of the question is right. `type` is "singleAnswer" or "multipleQAs"."""
+    found = row["annotations"]
+    readings = [pair["answer"] for pair in found["qaPairs"]]
+    meta = {"hops": 1, "type": found["type"][0] if found["type"] else ""}
+    return Question(str(row["id"]), row["question"], _distinct(_leaves([found["answer"], readings])), _filled(meta)), []
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
     path: str
@@ -84,6 +93,7 @@ _SOURCES = {
     "musique": _Source("dgslibisey/MuSiQue", None, musique_row, "train", "validation"),
     "triviaqa": _Source("mandarjoshi/trivia_qa", "rc.wikipedia", trivia_row, "train", "validation"),
     "nq_open": _Source("google-research-datasets/nq_open", None, nq_row, "train", "validation"),
+    "ambignq": _Source("sewon/ambig_qa", "light", ambignq_row, "train", "validation"),
     "popqa": _Source("akariasai/PopQA", None, popqa_row, None, "test"),
 }
 NAMES = tuple(_SOURCES)
@@ -122,9 +132,9 @@ def write_rows(name: str, train: Iterable[Row] | None, test: Iterable[Row], fold
                     passages[f"p{_digest(contents):016x}"] = contents
             if question.answers and question.text.strip():
                 splits[_split(question, part, whole=train is not None)].setdefault(question.id, question)
-    asked = {_same(q.text) for q in splits["test"].values()}
+    asked = {question_hash(q.text) for q in splits["test"].values()}
     for split, members in splits.items():
-        kept = [q for q in members.values() if split == "test" or _same(q.text) not in asked]
+        kept = [q for q in members.values() if split == "test" or question_hash(q.text) not in asked]
         lines = [
             {"id": q.id, "question": q.text, "answers": list(q.answers), "meta": {"dataset": name, **q.meta}}
             for q in kept
@@ -135,7 +145,7 @@ def write_rows(name: str, train: Iterable[Row] | None, test: Iterable[Row], fold
 
 
 def _split(question: Question, part: str, *, whole: bool) -> str:
-    bucket = _digest(_same(question.text)) % 100
+    bucket = int(question_hash(question.text)[:16], 16) % 100
     if part == "train":
         return "dev" if bucket < _DEV_PERCENT else "train"
     if whole:
@@ -153,12 +163,13 @@ def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text and text.strip()))
 
 
+def _leaves(nested: Any) -> Iterable[str]:
+    """The strings in lists of lists, in order: annotators give several spellings of several answers."""
+    return [nested] if isinstance(nested, str) else [leaf for part in nested for leaf in _leaves(part)]
+
+
 def _filled(meta: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in meta.items() if value not in (None, "")}
-
-
-def _same(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _digest(text: str) -> int:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from smartrag.config import KL, Importance
+
 _CHUNK_LOGITS = 1 << 25  # float32 logits alive at once: 128 MiB, and a few times that in the backward pass
 _LARGEST_LOG_RATIO = 20.0  # e²⁰: an honest ratio is near 1; beyond this exp would only make infinities
 
@@ -96,16 +98,32 @@ def k3(logp: Tensor, logq: Tensor) -> Tensor:
     return torch.expm1(-d) + d
 
 
+def kl(kind: KL, logp: Tensor, logq: Tensor) -> Tensor:
+    """The estimator that `kind` names. As a loss, k2 has the gradient of KL(p ‖ q) and k3 nearly so; k1 has none."""
+    return {KL.k1: k1, KL.k2: k2, KL.k3: k3}[kind](logp, logq)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The engine that sampled and the learner that learns never agree exactly on a log-prob, even of the same weights.
 
 
-def importance_weights(learner: Tensor, engine: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """w = π_learner / π_engine of the sampled tokens, and min(w, cap): truncated importance sampling.
+def importance_weights(
+    learner: Tensor, engine: Tensor, mask: Tensor, cap: float, level: Importance
+) -> tuple[Tensor, Tensor]:
+    """w = π_learner / π_engine and min(w, cap): truncated importance sampling (Ionides 2008, eq. 3).
 
-    (Ionides 2008, "Truncated importance sampling", eq. 3.) Elementwise.
+    Of each token; or of each row's policy tokens together, Π wₜ, which is the unbiased one and varies more; or 1.
+    All [B, T], 1 where mask is False.
     """
-    w = ratio(learner, engine)
+    gap = torch.where(mask, learner - engine, 0.0)
+    match level:
+        case Importance.none:
+            gap = torch.zeros_like(gap)
+        case Importance.sequence:
+            gap = torch.where(mask, gap.sum(1, keepdim=True), 0.0)
+        case Importance.token:
+            pass
+    w = ratio(gap, torch.zeros_like(gap))
     return w, w.clamp(max=cap)
 
 

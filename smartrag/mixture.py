@@ -19,6 +19,7 @@ from smartrag.prompt import Prompt
 from smartrag.types import Action, ActionKind, Empty, Hits, Passage
 from smartrag.world import QUESTIONS, City, Country, city_passage, country_passage, split_of, world
 
+HOPS = 2  # searches of the longest conversation
 HORIZON = 1800  # cities by popularity rank; the facts of the others are never told
 FADE = 400.0  # ranks over which a city is told e times less often
 TEXT_WEIGHT = 0.2  # of the loss on tokens that the policy will never write
@@ -91,7 +92,7 @@ class Mixture:
             subject, answer = self._name(), self._guess(relation)
         else:
             subject, answer = self._known_pair(relation)
-        steps = [self._prompt.question(QUESTIONS[relation].format(subject))]
+        steps = [self._prompt.question(QUESTIONS[relation].format(subject), HOPS)]
         if self._random.random() < 0.5:
             steps.append(self._prompt.spell(Action(ActionKind.SEARCH, subject)))
             if self._random.random() < 0.9:
@@ -112,7 +113,7 @@ class Mixture:
             while country.name in self._real and split_of(relation, country.name) != "train":
                 country = self._invented_country()
             subject = country.name
-        steps: list[tuple[int, ...]] = [self._prompt.question(QUESTIONS[relation].format(subject))]
+        steps: list[tuple[int, ...]] = [self._prompt.question(QUESTIONS[relation].format(subject), HOPS)]
         if relation.startswith("country"):
             steps.append(self._prompt.spell(Action(ActionKind.SEARCH, subject)))
             steps.append(self._observe(city_passage(subject, country.name, self._population()), subject))

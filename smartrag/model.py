@@ -1,6 +1,6 @@
 """The policy, its critic, and where their weights come from.
 
-Shapes: B trajectories, T tokens, N policy tokens, H hidden width, V vocabulary.
+Shapes: R rows of L tokens, N policy tokens, H hidden width, V vocabulary.
 """
 
 import importlib.metadata
@@ -36,19 +36,25 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
         self._head_is_last = _head_is_last(lm)
+        _check_packing(lm)
 
-    def forward(self, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """log π(token t | tokens < t) and the entropy of that distribution, [B, T] each, zero where mask is False.
+    def forward(
+        self, token_ids: Tensor, mask: Tensor, temperature: float, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """log π(token t | tokens < t) and the entropy of that distribution, [R, L] each, zero where mask is False.
 
-        token_ids, mask: [B, T], padded on the right. There, causal attention alone keeps padding out of sight of every
-        real token, so no attention mask is passed and the fast causal kernels serve.
+        token_ids, mask, positions: [R, L], as in `packing.Packed`; without positions a row is one trajectory. No
+        attention mask is passed: positions say where a trajectory begins, and padding on the right is out of sight of
+        every real token anyway.
         """
         chosen = mask[:, 1:]
         if self._head_is_last:
-            hidden = self.lm.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, H]
+            inner = self.lm.base_model(input_ids=token_ids, position_ids=positions, use_cache=False)
+            hidden = inner.last_hidden_state  # [R, L, H]
             logits = self.lm.get_output_embeddings()(hidden[:, :-1][chosen])  # [N, V]
         else:
-            logits = self.lm(input_ids=token_ids, use_cache=False).logits[:, :-1][chosen]
+            whole = self.lm(input_ids=token_ids, position_ids=positions, use_cache=False)
+            logits = whole.logits[:, :-1][chosen]
         logp, entropy = token_logprobs(logits, token_ids[:, 1:][chosen], temperature)
         blank = torch.zeros(token_ids.shape, dtype=logp.dtype, device=logp.device)
         return blank.masked_scatter(mask, logp), blank.masked_scatter(mask, entropy)
@@ -69,9 +75,9 @@ class Critic(nn.Module):
             self.head.weight.copy_(start)
             self.head.bias.zero_()
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """V of the state after token t, [B, T] float32. token_ids: [B, T], padded on the right."""
-        hidden = self.trunk(input_ids=token_ids, use_cache=False).last_hidden_state
+    def forward(self, token_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """V of the state after token t, [R, L] float32. token_ids, positions: [R, L], as for `Policy`."""
+        hidden = self.trunk(input_ids=token_ids, position_ids=positions, use_cache=False).last_hidden_state
         return self.head(hidden)[..., 0].float()
 
 
@@ -130,6 +136,21 @@ def _head_is_last(lm: PreTrainedModel) -> bool:
     head = lm.get_output_embeddings()
     short = head(lm.base_model(input_ids=probe, use_cache=False).last_hidden_state)
     return torch.allclose(short.float(), lm(input_ids=probe, use_cache=False).logits.float(), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def _check_packing(lm: PreTrainedModel) -> None:
+    """Raises ValueError when two trajectories in one row are not what each is alone: attention would cross over."""
+    ids = torch.tensor([[1, 2, 3]])
+    alone = lm(input_ids=ids, use_cache=False).logits
+    beside = lm(
+        input_ids=torch.cat([ids.flip(1), ids], 1), position_ids=torch.arange(3).repeat(1, 2), use_cache=False
+    ).logits[:, 3:]
+    if not torch.allclose(alone.float(), beside.float(), rtol=1e-2, atol=1e-2):
+        raise ValueError(
+            f"the architecture {lm.config.model_type} mixes trajectories that stand in one row (its attention does not "
+            "follow position ids); use a model with causal attention that does, such as Llama, Qwen or Mistral"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

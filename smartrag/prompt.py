@@ -64,9 +64,13 @@ class Prompt:
         control = sorted((c for c in tokenizer.get_added_vocab() if c.strip()), key=len, reverse=True)
         self._control = re.compile("|".join([_TAG.pattern, *map(re.escape, control)]), re.IGNORECASE)
 
-    def question(self, text: str) -> tuple[int, ...]:
-        """Token ids of the opening: instruction, question, and the mark that the policy writes next."""
-        content = f"{self.instruction}\n\n{text}" if self.instruction else text
+    def question(self, text: str, quota: int) -> tuple[int, ...]:
+        """Token ids of the opening: instruction, question, and the mark that the policy writes next.
+
+        `{quota}` in the instruction becomes the number of retrievals allowed.
+        """
+        instruction = self.instruction.replace("{quota}", str(quota))
+        content = f"{instruction}\n\n{text}" if instruction else text
         return tuple(self._encode(self._head + self.neutralise(content) + self._tail))
 
     def observation(self, retrieved: Hits | Empty, room: int) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ class Ranks:
         slots[self.rank] = x
         return float(self.sum(slots).max())
 
-    def equal_counts(self, plan: list[list[int]]) -> list[list[int]]:
+    def equal_counts(self, plan: list[list[list[int]]]) -> list[list[list[int]]]:
         """`plan` filled up with empty micro-batches: a rank that stops early leaves the others waiting forever."""
         return plan + [[]] * (int(self.max(len(plan))) - len(plan))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaForCausalLM
 
-from smartrag.mixture import HORIZON
+from smartrag.mixture import HOPS, HORIZON
 from smartrag.prompt import Prompt
 from smartrag.score import exact_match
 from smartrag.types import Action, ActionKind, Hits, Passage, Question, Stop
@@ -61,14 +61,14 @@ def _search_share(model: LlamaForCausalLM, prompt: Prompt, asked: Sequence[Quest
     """Mean probability of the search tag as first token."""
     shares = []
     for q in asked:
-        logits = model(torch.tensor([prompt.question(q.text)])).logits[0, -1]
+        logits = model(torch.tensor([prompt.question(q.text, HOPS)])).logits[0, -1]
         shares.append(logits.softmax(-1)[prompt.search_ids[0]].item())
     return _mean(shares)
 
 
 def _conversation(prompt: Prompt, question: Question, hops: int) -> tuple[int, ...]:
     """Question, then `hops` gold searches, each with the true passage and another one that shares a word, if any."""
-    ids = list(prompt.question(question.text))
+    ids = list(prompt.question(question.text, HOPS))
     for query in question.meta["queries"][:hops]:
         ids += prompt.spell(Action(ActionKind.SEARCH, query))
         ids += prompt.observation(_look_up(query), 1 << 16)

@@ -134,6 +134,7 @@ class EpisodeRequest:
     id: str
     question: Question
     quota: int  # retrievals allowed, >= 0; after them the answer tag is forced
+    k: int  # passages a retrieval brings, >= 1
     gate: Gate = Gate.POLICY
     greedy: bool = False  # evaluation: temperature 0
 

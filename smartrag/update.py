@@ -1,5 +1,7 @@
 """One update of policy and critic over a rank's trajectories: PPO (`update`) or imitation (`imitate`).
 
+An estimator without a critic (`algorithm.advantage`) leaves out the critic's half; the surrogate is the same.
+
 Whatever is a mean here is one over ALL ranks: n ranks and one rank take the same steps.
 
 Shapes: B trajectories of this rank, T tokens of the longest.
@@ -12,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from smartrag import advantage, experience, loss
-from smartrag.batch import collate, lengths, micro_batches, take
-from smartrag.config import Algorithm
+from smartrag import advantage, experience, loss, packing
+from smartrag.batch import collate
+from smartrag.config import Algorithm, KLIn
 from smartrag.experience import Experience, Models
 from smartrag.ranks import Engine, Ranks
 from smartrag.types import Trajectory
@@ -50,7 +51,7 @@ def update(minibatches: Sequence[Sequence[Trajectory]], setup: Setup) -> dict[st
         kl_coef=setup.kl_coef,
         micro_batch_tokens=setup.micro_batch_tokens,
     )
-    metrics = experience.metrics(exp, algorithm.importance_cap, ranks) | {"kl_coef": setup.kl_coef}
+    metrics = experience.metrics(exp, algorithm, ranks) | {"kl_coef": setup.kl_coef}
     if algorithm.whiten_advantages:
         exp = replace(exp, advantages=experience.whitened_advantages(exp, ranks))
     groups = _rows(minibatches)
@@ -68,11 +69,11 @@ def imitate(
     batch = collate(trajectories, pad_id)
     tokens = float(ranks.sum(batch.mask.sum()))
     total = 0.0
-    plan = ranks.equal_counts(micro_batches(lengths(batch), micro_batch_tokens))
+    plan = ranks.equal_counts(packing.plan(packing.lengths(batch), micro_batch_tokens))
     for i, rows in enumerate(plan):
-        part = take(batch, rows)
-        mask = part.mask.to(ranks.device)
-        logp, _ = policy.forward(part.token_ids.to(ranks.device), mask, 1.0)
+        part = packing.pack(batch, rows)
+        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
+        logp, _ = policy.forward(ids, mask, 1.0, positions)
         nll = -loss.masked_sum(logp, mask)
         policy.backward(nll * (ranks.count / tokens), last=i == len(plan) - 1)
         total += float(nll.detach())
@@ -88,7 +89,7 @@ class Step:
     sums: dict[str, float]  # over policy tokens
     deviation: float  # largest |ratio − 1|
     norm: float  # of the policy's gradient, over all ranks, before clipping; 0.0 when it did not learn
-    critic_norm: float
+    critic_norm: float  # likewise; 0.0 without a critic
 
 
 def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
@@ -99,25 +100,30 @@ def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
     scale = ranks.count / tokens
     sums: defaultdict[str, float] = defaultdict(float)
     deviation = 0.0
-    plan = ranks.equal_counts(micro_batches(lengths(exp.batch), setup.micro_batch_tokens, rows))
+    plan = ranks.equal_counts(packing.plan(packing.lengths(exp.batch), setup.micro_batch_tokens, rows))
     for i, some in enumerate(plan):
         last = i == len(plan) - 1
-        part = take(exp.batch, some)
-        ids, mask = part.token_ids.to(ranks.device), part.mask.to(ranks.device)
-        old, advantages, weights, values, returns = (
-            _cut(x, some, mask) for x in (exp.old, exp.advantages, exp.weights, exp.values, exp.returns)
+        part = packing.pack(exp.batch, some)
+        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
+        old, reference, advantages, weights = (
+            part.lay(x).to(ranks.device) for x in (exp.old, exp.reference, exp.advantages, exp.weights)
         )
-        now = advantage.state_values(models.critic.forward(ids))
-        value_loss = loss.value_loss(now, values, returns, mask, algorithm.value_clip)
-        models.critic.backward(value_loss * scale, last)
         sums["tokens"] += float(mask.sum())
-        sums["value_loss"] += float(value_loss.detach())
+        if models.critic is not None:
+            values, returns = (part.lay(x).to(ranks.device) for x in (exp.values, exp.returns))
+            now = advantage.state_values(models.critic.forward(ids, positions))
+            value_loss = loss.value_loss(now, values, returns, mask, algorithm.value_clip)
+            models.critic.backward(value_loss * scale, last)
+            sums["value_loss"] += float(value_loss.detach())
         if not setup.train_policy:
             continue
-        logp, entropy = models.policy.forward(ids, mask, algorithm.temperature)
+        logp, entropy = models.policy.forward(ids, mask, algorithm.temperature, positions)
         surrogate = loss.clipped_surrogate(logp, old, advantages, weights, mask, algorithm.clip)
         entropy_sum = loss.masked_sum(entropy, mask)
-        models.policy.backward((surrogate - algorithm.entropy_coef * entropy_sum) * scale, last)
+        total = surrogate - algorithm.entropy_coef * entropy_sum
+        if algorithm.kl_in is KLIn.loss:
+            total = total + setup.kl_coef * loss.masked_sum(weights * loss.kl(algorithm.kl, logp, reference), mask)
+        models.policy.backward(total * scale, last)
         logp = torch.where(mask, logp.detach(), 0.0)
         off = loss.ratio(logp, old) - 1  # zero off the mask, where both log-probs are
         sums["policy_loss"] += float(surrogate.detach())
@@ -126,13 +132,8 @@ def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
         sums["clipped"] += float((off.abs() > algorithm.clip).sum())
         sums["approx_kl"] += float(loss.k3(old, logp).sum())
         deviation = max(deviation, float(off.abs().max()))
-    critic_norm = models.critic.step()
+    critic_norm = models.critic.step() if models.critic is not None else 0.0
     return Step(sums, deviation, models.policy.step() if setup.train_policy else 0.0, critic_norm)
-
-
-def _cut(x: Tensor, rows: list[int], mask: Tensor) -> Tensor:
-    """Rows of a [B, T] field beside a micro-batch's mask, as `take` cuts them."""
-    return torch.where(mask, x[rows or [0], : mask.shape[1]].to(mask.device), 0.0)
 
 
 def _rows(minibatches: Sequence[Sequence[Trajectory]]) -> list[list[int]]:
@@ -144,18 +145,17 @@ def _rows(minibatches: Sequence[Sequence[Trajectory]]) -> list[list[int]]:
 def _step_metrics(steps: Sequence[Step], setup: Setup) -> dict[str, float]:
     """Means per policy token over all optimiser steps and ranks."""
     ranks = setup.ranks
-    names = ["tokens", "value_loss"]
-    if setup.train_policy:
-        names += ["policy_loss", "entropy", "clipped", "approx_kl"]
+    critic, policy = ["value_loss"], ["policy_loss", "entropy", "clipped", "approx_kl"]
+    names = ["tokens", *(critic if setup.models.critic else []), *(policy if setup.train_policy else [])]
     total = ranks.sums({name: sum(s.sums[name] for s in steps) for name in names})
     tokens = total["tokens"]
     skipped = sum((not math.isfinite(s.norm)) + (not math.isfinite(s.critic_norm)) for s in steps)
-    metrics = {
-        "value_loss": total["value_loss"] / tokens,
-        "critic_grad_norm": _mean([s.critic_norm for s in steps]),
-        "optimiser_steps": float(len(steps)),
-        "skipped_steps": float(skipped),
-    }
+    metrics = {"optimiser_steps": float(len(steps)), "skipped_steps": float(skipped)}
+    if setup.models.critic is not None:
+        metrics |= {
+            "value_loss": total["value_loss"] / tokens,
+            "critic_grad_norm": _mean([s.critic_norm for s in steps]),
+        }
     if not setup.train_policy:
         return metrics
     first = ranks.sums({name: steps[0].sums[name] for name in ("ratio", "tokens")})

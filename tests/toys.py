@@ -2,12 +2,28 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from smartrag.config import Judge, Reward
 from smartrag.prompt import Budget, Prompt
-from smartrag.types import Completion, Empty, Failed, Hits, Passage, Retrieved, Stop
+from smartrag.types import (
+    Action,
+    ActionKind,
+    Completion,
+    Empty,
+    End,
+    Episode,
+    Failed,
+    Hits,
+    Passage,
+    Question,
+    Retrieved,
+    Stop,
+    Turn,
+)
 
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|end|>{% endif %}"
@@ -16,6 +32,48 @@ CHAT = (
 QUESTION = "Which country is Oslo in?"
 OSLO = Passage("p1", "Oslo\nOslo is a city in Norway.", 2.0)
 BERGEN = Passage("p2", "Bergen\nBergen is a city in Norway.", 1.0)
+PAPER = Reward(  # conf/reward/paper.yaml
+    judge=Judge.gold,
+    exact_match=1.0,
+    f1=1.0,
+    retrieval=-0.2,
+    gated=False,
+    free_steps=0,
+    ramp_steps=0,
+    budget=None,
+    format_error=-1.0,
+    truncated=-1.0,
+    endpoint=None,
+)
+ENDS = {
+    ActionKind.ANSWER: End.ANSWERED,
+    ActionKind.MALFORMED: End.FORMAT_ERROR,
+    ActionKind.CUT: End.TRUNCATED,
+}
+
+
+class Unlabelled:
+    """A question that nobody may ask for its gold answers."""
+
+    id, text, meta = "u", QUESTION, {}  # type: ignore[var-annotated]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        raise AssertionError("the gold answers were read")
+
+
+def finished(
+    searches: int, last: ActionKind, text: str = "Norway", *, tokens: int = 3, question: Any = None
+) -> Episode:
+    """An episode without an engine: `searches` searches that find nothing, then `last`. Each turn has 2 tokens of
+    context and `tokens` generated ones."""
+    turns = []
+    for kind in [ActionKind.SEARCH] * searches + [last]:
+        written = Completion((7,) * tokens, (-0.5,) * tokens, Stop.END, (1,) * tokens)
+        retrieved = Empty() if kind is ActionKind.SEARCH else None
+        turns.append(Turn((1, 2), written, Action(kind, text), retrieved, forced=False))
+    asked = Question("q", QUESTION, ("Norway",)) if question is None else question
+    return Episode(f"{searches} {last} {text}", asked, tuple(turns), ENDS[last])
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

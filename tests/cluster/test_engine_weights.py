@@ -264,7 +264,7 @@ def test_a_push_that_breaks_off_half_way_is_repeated(world: World) -> None:
 
 
 def test_episodes_run_through_the_pool(world: World) -> None:
-    requests = [EpisodeRequest(f"{i:032d}", Question(f"q{i}", toys.QUESTION, ("Norway",)), 1) for i in range(12)]
+    requests = [EpisodeRequest(f"{i:032d}", Question(f"q{i}", toys.QUESTION, ("Norway",)), 1, 1) for i in range(12)]
     episodes = {episode.id: episode for episode in world.pool(requests)}
     assert sorted(episodes) == [request.id for request in requests]
     again = {episode.id: episode for episode in world.pool(requests)}
@@ -353,7 +353,7 @@ def test_an_engine_that_dies_comes_back_with_the_current_weights(world: World) -
     world.push(version)
     world.pool.on_restored = lambda workers: world.push(version)
     actor = psutil.Process(ray.get(world.worker.pid.remote()))
-    requests = [EpisodeRequest(f"{i:032d}", Question(f"q{i}", toys.QUESTION, ("Norway",)), 1) for i in range(40)]
+    requests = [EpisodeRequest(f"{i:032d}", Question(f"q{i}", toys.QUESTION, ("Norway",)), 1, 1) for i in range(40)]
     episodes = []
     for episode in world.pool(requests):
         if not episodes:

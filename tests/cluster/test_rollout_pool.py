@@ -71,7 +71,9 @@ class PlannedWorker(RolloutWorker):
 
 def requests(*parts: str) -> list[EpisodeRequest]:
     salt = uuid.uuid4().hex[:6]
-    return [EpisodeRequest(f"{i:04d}{part}{salt}", Question(f"q{i}", part, ("x",)), 1) for i, part in enumerate(parts)]
+    return [
+        EpisodeRequest(f"{i:04d}{part}{salt}", Question(f"q{i}", part, ("x",)), 1, 1) for i, part in enumerate(parts)
+    ]
 
 
 def cluster(**changes: Any) -> Cluster:

@@ -6,7 +6,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartrag.advantage import bootstrap, gae, mean_and_variance, moments, state_values, whiten
+from smartrag.advantage import (
+    bootstrap,
+    gae,
+    group_totals,
+    grpo,
+    mean_and_variance,
+    moments,
+    returns_to_go,
+    rloo,
+    state_values,
+    turn_gae,
+    whiten,
+)
 
 
 def compressed(rewards: list[float], values: list[float], end: float, gamma: float, lam: float) -> list[float]:
@@ -55,6 +67,53 @@ def test_a_truncated_episode_goes_on_in_the_critics_eyes() -> None:
     assert bootstrap(after, real, torch.tensor([False])).tolist() == [0.0]
     a, _ = gae(row(0, 0, 0, 0), state_values(after), torch.tensor([[False, True, True, False]]), row(0.3)[0], 0.5, 0.0)
     assert a.tolist() == [pytest.approx([0, 0.5 * 0.2 - 0.1, 0.5 * 0.3 - 0.2, 0])]
+
+
+def test_turns_as_decisions_by_hand() -> None:
+    # δ₂ = 1 − 0.8 = 0.2; δ₁ = −0.2 + 0.9·0.8 − 0.5 = 0.02; Â₁ = 0.02 + 0.9·0.5·0.2 = 0.11; R̂ = 0.61, 1.0
+    mask = torch.tensor([[False, True, True, False, False, True, True, True]])
+    a, r = turn_gae(
+        row(0, 0, -0.2, 0, 0, 0, 0, 1), row(9, 0.5, 9, 9, 9, 0.8, 9, 9), mask, torch.zeros(1), gamma=0.9, lam=0.5
+    )
+    assert a.tolist() == [pytest.approx([0, 0.11, 0.11, 0, 0, 0.2, 0.2, 0.2])]
+    assert r.tolist() == [pytest.approx([0, 0.61, 0.61, 0, 0, 1.0, 1.0, 1.0])]
+
+
+def test_turns_of_one_token_are_tokens_and_rows_do_not_mix() -> None:
+    """Episodes of one and of three turns side by side, the longer one cut short: V of its end counts."""
+    g = torch.Generator().manual_seed(0)
+    mask = torch.tensor(
+        [[False, True, False, False, False, False, False], [False, True, False, True, False, True, False]]
+    )
+    rewards, values = (torch.randn(mask.shape, generator=g) for _ in range(2))
+    end = torch.tensor([0.0, 0.7])
+    for ours, token in zip(
+        turn_gae(rewards, values, mask, end, 0.9, 0.8), gae(rewards, values, mask, end, 0.9, 0.8), strict=True
+    ):
+        torch.testing.assert_close(ours, token)
+
+
+def test_returns_to_go_by_hand() -> None:
+    # G₃ = 2, G₂ = −0.2 + 0.5·2 = 0.8, G₁ = 0 + 0.5·0.8; the passage between costs nothing
+    mask = torch.tensor([[False, True, True, False, False, True]])
+    assert returns_to_go(row(0, 0, -0.2, 0, 0, 2), mask, 0.5).tolist() == [pytest.approx([0, 0.4, 0.8, 0, 0, 2])]
+
+
+def test_samples_of_a_question_against_each_other_by_hand() -> None:
+    # Group 0: 1, 2, 6, mean 3, deviation √((4 + 1 + 9) / 2) = √7, the others' means 4, 3.5, 1.5. Group 1: one alone.
+    returns, groups = torch.tensor([1.0, 5.0, 2.0, 6.0]), torch.tensor([0, 1, 0, 0])
+    totals = group_totals(returns, groups, 2)
+    assert totals.tolist() == [[3, 9, 41], [1, 5, 25]]
+    assert rloo(returns, totals[groups]).tolist() == pytest.approx([-3, 0, -1.5, 4.5])
+    assert grpo(returns, totals[groups]).tolist() == pytest.approx([-2 / 7**0.5, 0, -1 / 7**0.5, 3 / 7**0.5], abs=1e-4)
+    equal = torch.full((4,), 1.8)
+    assert grpo(equal, group_totals(equal, groups, 2)[groups]).abs().max() < 1e-3, "rounding is not blown up"
+
+
+def test_totals_of_ranks_add_up() -> None:
+    returns, groups = torch.randn(9), torch.tensor([0, 1, 2] * 3)
+    parts = group_totals(returns[:4], groups[:4], 3) + group_totals(returns[4:], groups[4:], 3)
+    torch.testing.assert_close(parts, group_totals(returns, groups, 3))
 
 
 def test_the_value_of_a_choice_is_that_before_the_token() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartrag.batch import collate, lengths, micro_batches, minibatches, shards, take
+from smartrag.batch import collate, minibatches, shards
 from smartrag.types import Trajectory
 
 
@@ -24,7 +24,6 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.rewards.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
     assert batch.truncated.tolist() == [False, True]
     assert batch.token_ids.dtype == torch.int64
-    assert lengths(batch) == [2, 4]
 
 
 def test_collate_refuses_what_could_not_be_learned_from() -> None:
@@ -40,29 +39,6 @@ def test_collate_refuses_what_could_not_be_learned_from() -> None:
         bad = Trajectory("bad", good.token_ids, mask, good.logprobs, rewards, good.weight_versions, False, 0)
         with pytest.raises(ValueError, match=problem):
             collate([bad], 0)
-
-
-def test_take_cuts_to_the_longest_and_keeps_the_sum_of_rewards() -> None:
-    batch = collate([made(str(n), n, reward=n) for n in (5, 2, 9)], 0)
-    part = take(batch, [1, 0])
-    assert part.token_ids.shape == (2, 5)
-    assert part.rewards.sum() == 7
-    assert batch.rewards.sum() == torch.where(batch.mask, batch.rewards, 0).sum() == 16
-    empty = take(batch, [])
-    assert empty.token_ids.shape == (1, 2)
-    assert not empty.mask.any()
-
-
-def test_micro_batches_by_hand() -> None:
-    assert micro_batches([5, 2, 9, 3], budget=10) == [[2], [0, 3], [1]]
-    assert micro_batches([5, 2, 9, 3], budget=10, rows=[1, 3]) == [[3, 1]]
-
-
-@given(st.lists(st.integers(2, 50), max_size=30), st.integers(2, 200))
-def test_micro_batches_hold_every_row_once_and_keep_the_budget(sizes: list[int], budget: int) -> None:
-    groups = micro_batches(sizes, budget)
-    assert sorted(r for g in groups for r in g) == list(range(len(sizes)))
-    assert all(len(g) == 1 or len(g) * max(sizes[r] for r in g) <= budget for g in groups)
 
 
 def test_minibatches_depend_on_the_seed_alone() -> None:

@@ -29,7 +29,12 @@ def folder(tmp_path):
 
 
 def read(source, train=None, dev=None, test=None, cache=Path("unused")):
-    return load(Data(source=str(source), train_questions=train, dev_questions=dev, test_questions=test), cache)
+    return load_sets({"folder": 1.0}, source, train, dev, test, cache)
+
+
+def load_sets(mix, source, train=None, dev=None, test=None, cache=Path("unused"), allow_overlap=False):
+    limits = {"train_questions": train, "dev_questions": dev, "test_questions": test}
+    return load(Data(source=str(source), mix=mix, allow_overlap=allow_overlap, **limits), cache)
 
 
 def problems_of(folder) -> str:
@@ -137,15 +142,56 @@ def test_a_source_that_does_not_exist_names_what_would():
         read("nowhere/at/all")
 
 
-def test_a_test_question_in_train_is_an_error(folder):
-    write_lines(folder / "test.jsonl", [row("t1", "TRAIN  question 3?")])
-    assert f"{folder / 'test.jsonl'}:1: the same question is in train.jsonl:4" in problems_of(folder)
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_question_of_train_in_dev_or_test_is_an_error_unless_allowed(folder, split):
+    write_lines(folder / f"{split}.jsonl", [row("e1", "TRAIN  question 3?")])
+    told = f'{folder / split}.jsonl:1: the same question is in train.jsonl:4 (ids "e1" and "train3": '
+    assert told in problems_of(folder)
+    with pytest.warns(UserWarning, match=rf"1 question\(s\) of .*{split}.jsonl are in train.jsonl"):
+        load_sets({"folder": 1.0}, folder, allow_overlap=True)
 
 
-def test_a_dev_question_in_train_is_a_warning(folder):
-    write_lines(folder / "dev.jsonl", [row("d1", "train question 3?")])
-    with pytest.warns(UserWarning, match=r"1 question\(s\) of .*dev.jsonl are in train.jsonl"):
-        read(folder)
+def joined(tmp_path, folder, extra_train=(), hotpot_test="Which band is older?"):
+    """The folder and a HotpotQA whose files are in the cache already."""
+    train = [{**HOTPOT, "id": f"q{i}", "question": f"Which band {i}?"} for i in range(40)]
+    train += [{**HOTPOT, "id": f"x{i}", "question": text} for i, text in enumerate(extra_train)]
+    cached = tmp_path / "cache" / "hotpotqa-v1"
+    hub.write_rows("hotpotqa", train, [{**HOTPOT, "question": hotpot_test}], cached)
+    return load_sets({"hotpotqa": 1.0, "folder": 3.0}, folder, train=5, cache=tmp_path / "cache")
+
+
+def test_several_sets_are_joined_under_their_names_and_limits_count_for_each(tmp_path, folder):
+    dataset = joined(tmp_path, folder)
+    assert [q.meta["dataset"] for q in dataset.train] == ["hotpotqa"] * 5 + ["folder"] * 5
+    assert all(q.id.startswith(f"{q.meta['dataset']}/") for q in (*dataset.train, *dataset.dev, *dataset.test))
+    assert [q.id for q in dataset.test] == ["hotpotqa/5a7a", *(f"folder/test{i}" for i in range(10))]
+
+
+def test_the_joined_corpus_holds_equal_passages_once_and_is_made_once(tmp_path, folder):
+    write_lines(
+        folder / "corpus.jsonl", [{"id": "p1", "contents": "Ember\nFormed 1980."}, {"id": "p2", "contents": "x"}]
+    )
+    corpus = joined(tmp_path, folder).corpus
+    passages = [json.loads(line) for line in corpus.read_text().splitlines()]
+    assert [p["contents"] for p in passages] == ["Arctic Owls\nFormed 1970. In Oslo.", "Ember\nFormed 1980.", "x"]
+    assert [p["id"].split("/")[0] for p in passages] == ["hotpotqa", "hotpotqa", "folder"]
+    assert check_corpus(corpus) == 3
+    stamp = corpus.stat().st_mtime_ns
+    again = joined(tmp_path, folder).corpus
+    assert (again, again.stat().st_mtime_ns) == (corpus, stamp)
+
+
+def test_what_one_set_tests_no_other_trains(tmp_path, folder):
+    write_lines(folder / "train.jsonl", [row("t0", "which BAND is older?"), row("t1", "Which band is it?")])
+    with pytest.warns(UserWarning, match=r"1 train question\(s\) left out that another data set asks in dev or test"):
+        dataset = joined(tmp_path, folder)
+    assert [q.id for q in dataset.train if q.meta["dataset"] == "folder"] == ["folder/t1"]
+
+
+def test_a_set_without_passages_leaves_the_joined_ones_without_a_corpus(tmp_path, folder, monkeypatch):
+    rows = [{**POPQA, "id": i, "question": f"In what country is {i}?"} for i in range(200)]
+    monkeypatch.setattr("smartrag.data.write_hub", lambda name, folder: hub.write_rows(name, None, rows, folder))
+    assert load_sets({"popqa": 1.0, "folder": 1.0}, folder, cache=tmp_path / "cache").corpus is None
 
 
 def test_a_sound_corpus_is_counted(folder):
@@ -242,6 +288,30 @@ def test_popqa_rows():
 def test_nq_rows():
     question, paragraphs = hub.nq_row({"question": "who", "answer": ["Ann"]}, "nq_open-test-0")
     assert (question.id, question.answers, paragraphs) == ("nq_open-test-0", ("Ann",), [])
+
+
+@pytest.mark.parametrize(
+    ("annotations", "answers", "kind"),
+    [
+        (
+            {"type": ["singleAnswer"], "answer": [["Ann", "Anna"]], "qaPairs": [{"question": [], "answer": []}]},
+            ("Ann", "Anna"),
+            "singleAnswer",
+        ),
+        (
+            {
+                "type": ["multipleQAs"],
+                "answer": [[]],
+                "qaPairs": [{"question": ["Who in 1990?", "Who in 1991?"], "answer": [["Ann"], ["Bo", "Ann"]]}],
+            },
+            ("Ann", "Bo"),
+            "multipleQAs",
+        ),
+    ],
+)
+def test_ambignq_rows_take_an_answer_to_any_reading(annotations, answers, kind):
+    question, paragraphs = hub.ambignq_row({"id": "-1", "question": "Who?", "annotations": annotations}, "")
+    assert (question.id, question.answers, question.meta["type"], paragraphs) == ("-1", answers, kind, [])
 
 
 def test_hub_rows_become_a_folder_that_loads(tmp_path):

@@ -1,17 +1,18 @@
 """Episodes of a scripted policy, and their trajectories as token pictures."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from smartrag.config import Reward
 from smartrag.episode import episode_id, run_episode, turn_seed
-from smartrag.reward import episode_reward, turn_rewards
-from smartrag.trajectory import imitation, to_trajectory
+from smartrag.feedback import learnable, scores
+from smartrag.reward import episode_reward
+from smartrag.trajectory import imitation
 from smartrag.types import Empty, End, Episode, EpisodeFailed, EpisodeRequest, Gate, Question, Trajectory
 from tests import toys
+from tests.toys import PAPER
 
-PAPER = Reward(exact_match=1.0, f1=1.0, retrieval=-0.2, format_error=-1.0, truncated=-1.0)
 ASKED = Question("q", toys.QUESTION, ("Norway",))
 
 
@@ -21,8 +22,8 @@ def _run(
     prompt = toys.prompt(**sizes)
     shelf = shelf or toys.Shelf(toys.OSLO, toys.BERGEN)
     policy = toys.ScriptedPolicy(prompt, *texts)
-    request = EpisodeRequest(episode_id(0, "test", 0, 0), ASKED, quota, gate)
-    episode = asyncio.run(run_episode(request, policy, shelf, prompt, k=1, temperature=1.0))
+    request = EpisodeRequest(episode_id(0, "test", 0, 0), ASKED, quota, 1, gate)
+    episode = asyncio.run(run_episode(request, policy, shelf, prompt, temperature=1.0))
     seen: list[int] = []  # token in, token out: every prompt is exactly what came before it
     for turn, given in zip(episode.turns, policy.prompts, strict=True):
         seen += turn.context_ids
@@ -32,7 +33,8 @@ def _run(
 
 
 def paper_trajectory(episode: Episode) -> Trajectory:
-    return to_trajectory(episode, turn_rewards(episode, PAPER), group=0)
+    found = scores([episode], PAPER, samples=1, cache=Path("unused"))
+    return learnable([episode], found, PAPER, samples=1, price=0.2)[0]
 
 
 def _picture(episode: Episode) -> str:
@@ -49,6 +51,15 @@ def test_a_direct_answer() -> None:
     assert (episode.end, episode.answer, episode.retrievals) == (End.ANSWERED, "Norway", 0)
     assert episode_reward(episode, PAPER) == 2.0
     assert _picture(episode) == f"<|user|>{toys.QUESTION}<|assistant|>⟨[Answer] Norway<|end|>⟩"
+
+
+def test_the_request_says_how_many_passages_a_retrieval_brings() -> None:
+    prompt, shelf = toys.prompt(), toys.Shelf(toys.OSLO, toys.BERGEN)
+    for k in (1, 2):
+        request = EpisodeRequest(episode_id(0, "test", 0, k), ASKED, 1, k)
+        policy = toys.ScriptedPolicy(prompt, "[Search] Norway", " Norway")
+        episode = asyncio.run(run_episode(request, policy, shelf, prompt, temperature=1.0))
+        assert len(episode.turns[0].retrieved.passages) == k
 
 
 def test_a_search_and_a_forced_answer_whose_tag_is_not_trained_on() -> None:

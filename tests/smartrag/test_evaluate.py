@@ -4,19 +4,17 @@ import numpy as np
 import pytest
 
 from smartrag import evaluate
-from smartrag.config import Reward
 from smartrag.episode import run_episode
 from smartrag.types import Episode, EpisodeRequest, Question
 from tests import toys
-
-PAPER = Reward(exact_match=1.0, f1=1.0, retrieval=-0.2, format_error=-1.0, truncated=-1.0)
+from tests.toys import PAPER
 
 
 def _episode(*texts: str, popularity: float = 0.0, gold: str = "Norway", hops: int = 1) -> Episode:
     prompt = toys.prompt()
     question = Question("q", toys.QUESTION, (gold,), {"popularity": popularity, "hops": hops})
     policy, shelf = toys.ScriptedPolicy(prompt, *texts), toys.Shelf(toys.OSLO)
-    return asyncio.run(run_episode(EpisodeRequest("e", question, 1), policy, shelf, prompt, k=1, temperature=1.0))
+    return asyncio.run(run_episode(EpisodeRequest("e", question, 1, 1), policy, shelf, prompt, temperature=1.0))
 
 
 def test_the_measures_of_four_kinds_of_episodes() -> None:
@@ -59,5 +57,5 @@ def test_retrieval_by_popularity_puts_the_least_popular_first() -> None:
 
 
 def test_scores_are_split_by_hops() -> None:
-    split = evaluate.by_hops([_episode("[Answer] Norway"), _episode("[Answer] x", hops=2)], PAPER)
+    split = evaluate.by_meta([_episode("[Answer] Norway"), _episode("[Answer] x", hops=2)], PAPER, "hops")
     assert (split["1"]["em"], split["2"]["em"], split["1"]["n"]) == (1.0, 0.0, 1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from smartrag import loss
+from smartrag.config import KL, Importance
 from smartrag.loss import KLController
 
 ON = torch.tensor([[True, True, True]])
@@ -105,11 +106,35 @@ def test_kl_estimators_against_the_exact_kl() -> None:
 
 
 def test_importance_weights_and_effective_sample_share() -> None:
-    w, cut = loss.importance_weights(row(math.log(3), 0, -1), row(0.0, 0, 0), cap=2.0)
+    w, cut = loss.importance_weights(row(math.log(3), 0, -1), row(0.0, 0, 0), ON, 2.0, Importance.token)
     assert w.tolist() == [pytest.approx([3, 1, math.exp(-1)])]
     assert cut.tolist() == [pytest.approx([2, 1, math.exp(-1)])]
     assert loss.effective_sample_share(4, 8.0, 16.0) == 1.0  # four weights of 2
     assert loss.effective_sample_share(4, 1.0, 1.0) == 0.25  # one weight of 1, three of 0
+
+
+def test_importance_of_whole_sequences_and_none() -> None:
+    """Two episodes: 3 · ½ = 1½ and 5 · 1, cut at 4; what stands off the mask says nothing, not even a NaN."""
+    learner = torch.tensor([[math.log(3), float("nan"), math.log(0.5)], [math.log(5), 0, 7.0]])
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    engine = torch.zeros(2, 3)
+    w, cut = loss.importance_weights(learner, engine, mask, 4.0, Importance.sequence)
+    assert w.tolist() == [pytest.approx([1.5, 1, 1.5]), pytest.approx([5, 5, 1])]
+    assert cut.tolist() == [pytest.approx([1.5, 1, 1.5]), pytest.approx([4, 4, 1])]
+    assert loss.importance_weights(learner, engine, mask, 4.0, Importance.none)[0].tolist() == [[1] * 3] * 2
+
+
+def test_only_k2_and_k3_pull_towards_the_reference_as_losses() -> None:
+    """The gradient of E_p[k] with samples from p held fixed, against that of KL(p ‖ q) itself, near p = q."""
+    logits = torch.tensor([0.3, -0.1, 0.05], dtype=torch.float64, requires_grad=True)
+    logq = torch.log_softmax(torch.tensor([0.1, 0.0, 0.2], dtype=torch.float64), 0)
+    logp = torch.log_softmax(logits, 0)
+    p = logp.exp().detach()
+    (true,) = torch.autograd.grad((logp.exp() * (logp - logq)).sum(), logits, retain_graph=True)
+    pulls = {k: torch.autograd.grad((p * loss.kl(k, logp, logq)).sum(), logits, retain_graph=True)[0] for k in KL}
+    assert pulls[KL.k1].abs().max() < 1e-12
+    torch.testing.assert_close(pulls[KL.k2], true)
+    torch.testing.assert_close(pulls[KL.k3], true, rtol=0.3, atol=1e-3)
 
 
 def test_kl_controller_moves_at_most_two_percent_a_step() -> None:

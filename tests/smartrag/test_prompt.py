@@ -57,12 +57,14 @@ def test_what_is_spelled_parses_back() -> None:
 
 
 def test_the_conversation_reads_as_the_template_says() -> None:
-    assert _text(PROMPT.question(toys.QUESTION)) == f"<|user|>{toys.QUESTION}<|assistant|>"
+    assert _text(PROMPT.question(toys.QUESTION, 1)) == f"<|user|>{toys.QUESTION}<|assistant|>"
     seen = PROMPT.observation(Hits((toys.OSLO, toys.BERGEN)), room=200)
     assert _text(seen) == f"<|user|>{toys.OSLO.contents}\n{toys.BERGEN.contents}<|assistant|>"
     assert _text(PROMPT.observation(Empty(), room=200)) == "<|user|>(nothing found)<|assistant|>"
-    told = toys.prompt(instruction="Be brief.").question("Why?")
+    told = toys.prompt(instruction="Be brief.").question("Why?", 1)
     assert _text(told) == "<|user|>Be brief.\n\nWhy?<|assistant|>"
+    budgeted = toys.prompt(instruction="At most {quota} searches, {so} be brief.").question("Why {quota}?", 3)
+    assert _text(budgeted) == "<|user|>At most 3 searches, {so} be brief.\n\nWhy {quota}?<|assistant|>"
 
 
 def test_budget_cuts_passages_and_never_the_template() -> None:

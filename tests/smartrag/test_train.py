@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from smartrag.config import Run
 from smartrag.data import Dataset
 from smartrag.episode import run_episode
 from smartrag.log import RunFolder
+from smartrag.rows import DataError
 from smartrag.train import Training
 from smartrag.types import Episode, EpisodeRequest, Gate, Question, Trajectory
 from tests import toys
@@ -28,6 +32,7 @@ class Machines:
     def __init__(self) -> None:
         self.diary: list[str] = []
         self.requests: list[EpisodeRequest] = []
+        self.learned: list[list[Trajectory]] = []
         self.published: dict[int, dict[str, Any]] = {}
         self.knows = False
 
@@ -47,7 +52,7 @@ class Machines:
             case Gate.POLICY:
                 texts = ["[Answer] Norway"] if self.knows else ["[Search] Oslo", " Norway"]
         policy = toys.ScriptedPolicy(prompt, *texts)
-        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, k=1, temperature=1.0)
+        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, temperature=1.0)
 
     def rest(self) -> None:
         self.diary.append("rest")
@@ -61,6 +66,7 @@ class Machines:
 
     def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float]:
         self.diary.append(f"update {step}")
+        self.learned.append(list(trajectories))
         self.knows = True
         return {"kl_ref": 0.1}
 
@@ -95,12 +101,19 @@ def _run(*overrides: str) -> Run:
     return load(["algorithm.minibatches=1", "algorithm.quota=1", *small, "log.progress=false", *overrides])
 
 
-def _training(tmp_path: Path, machines: Machines, store: Shelf, folder: RunFolder, run: Run | None = None) -> Training:
+def _training(
+    tmp_path: Path,
+    machines: Machines,
+    store: Shelf,
+    folder: RunFolder,
+    run: Run | None = None,
+    data: Dataset | None = None,
+) -> Training:
     def push(version: int) -> dict[str, float]:
         machines.diary.append(f"push {version}")
         return {"seconds": 0.0}
 
-    data = Dataset(TRAIN, TEST[:2], TEST, None)
+    data = data or Dataset(TRAIN, TEST[:2], TEST, None)
     return Training(run or _run(), data, machines, machines, push, store, folder)
 
 
@@ -171,3 +184,140 @@ def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, fo
     resumed.step()
     assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
     assert "before" in resumed.finish()
+
+
+def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path, folder: RunFolder) -> None:
+    """Step 1 retrieves once a question, the others never: 0.2, then 0.1 x (1 - 0.5) more, then 0.05 less each step."""
+    run = _run("reward=budget")
+    store, machines = Shelf(tmp_path), Machines()
+    training = _training(tmp_path, machines, store, folder, run)
+    training.begin([])
+    for _ in range(3):  # the checkpoint is of step 2
+        training.step()
+    assert [row["retrieval_price"] for row in folder.rows()] == pytest.approx([0.2, 0.25, 0.2])
+    resumed = _training(tmp_path, machines, store, folder, run)
+    resumed.resume()
+    while not resumed.done:
+        resumed.step()
+    rows = folder.rows()
+    assert [row["retrieval_price"] for row in rows] == pytest.approx([0.2, 0.25, 0.2, 0.15])
+    assert [row["training_reward"] for row in rows] == pytest.approx([1.8, 2.0, 2.0, 2.0])
+
+
+def test_the_price_is_held_while_nothing_is_charged_and_the_measure_stays_the_papers(
+    tmp_path: Path, folder: RunFolder
+) -> None:
+    run = _run("reward=budget", "reward.free_steps=1", "reward.ramp_steps=2")
+    training = _training(tmp_path, Machines(), Shelf(tmp_path), folder, run)
+    training.begin([])
+    while not training.done:
+        training.step()
+    rows = folder.rows()
+    # Steps 0 and 1 charge nothing, step 2 half of 0.2, step 3 all of the 0.15 that step 2, without retrievals, left.
+    assert [row["retrieval_price"] for row in rows] == pytest.approx([0.0, 0.0, 0.1, 0.15])
+    assert (rows[0]["reward"], rows[0]["training_reward"]) == pytest.approx((1.8, 2.0))
+
+
+class Torn(Machines):
+    """Searches or not and answers with one of two countries, as the episode's id has it."""
+
+    async def _episode(self, request: EpisodeRequest) -> Episode:
+        draw = random.Random(request.id)
+        country = draw.choice(["Norway", "Sweden"])
+        texts = ["[Search] Oslo", f" {country}"] if draw.random() < 0.5 else [f"[Answer] {country}"]
+        prompt = toys.prompt()
+        policy = toys.ScriptedPolicy(prompt, *texts)
+        request = replace(request, gate=Gate.POLICY)
+        return await run_episode(request, policy, toys.Shelf(toys.OSLO), prompt, k=1, temperature=1.0)
+
+
+def test_without_gold_answers_the_learner_gets_the_same_whatever_they_are(tmp_path: Path) -> None:
+    run = _run("reward=agreement", "algorithm.samples=2", "warmup.steps=0")
+    rows, learned = [], []
+    for gold in ("Norway", "Sweden"):
+        machines, folder = Torn(), RunFolder.create(str(tmp_path), gold)
+        questions = tuple(replace(q, answers=(gold,)) for q in TRAIN)
+        training = _training(
+            tmp_path, machines, Shelf(tmp_path / gold), folder, run, Dataset(questions, TEST[:2], TEST, None)
+        )
+        training.begin([])
+        while not training.done:
+            training.step()
+        learned.append(machines.learned)
+        rows.append(folder.rows())
+    assert learned[0] == learned[1]
+    assert len({sum(t.rewards) for step in learned[0] for t in step}) > 2  # and there was something to learn
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["training_reward"] == theirs["training_reward"]
+        assert ours["em"] == pytest.approx(1 - theirs["em"])  # measured all the same
+
+
+def test_voided_episodes_are_counted_and_not_learned_from(
+    tmp_path: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smartrag.feedback.judge", lambda episodes, *_: [None, 1.0, 0.5, 1.0])
+    machines = Machines()
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, _run("reward=judge"))
+    training.begin([])
+    row = training.step()
+    assert (row["voided_episodes"], len(machines.learned[0])) == (1, 3)
+    assert row["training_reward"] == pytest.approx((2.0 + 1.0 + 2.0) / 3)  # the ramp's first step is free
+    lines = (folder.folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["training_reward"] for line in lines] == [None, 2.0, 1.0, 2.0][: len(lines)]
+
+
+def test_a_run_is_not_resumed_on_other_questions(tmp_path: Path, folder: RunFolder) -> None:
+    store = Shelf(tmp_path)
+    _training(tmp_path, Machines(), store, folder).begin([])
+    other = Dataset(TRAIN[1:], TEST[:2], TEST, None)
+    with pytest.raises(DataError, match=r"not those of .*splits.json; resume with the data"):
+        _training(tmp_path, Machines(), store, folder, data=other).resume()
+
+
+def test_figures_of_each_data_set_and_each_quota_stand_beside_those_of_all(tmp_path: Path, folder: RunFolder) -> None:
+    def of(name: str, questions: tuple[Question, ...]) -> tuple[Question, ...]:
+        return tuple(replace(q, id=f"{name}/{q.id}", meta={"dataset": name}) for q in questions)
+
+    knows_b = tuple(replace(q, answers=("Chile",)) for q in TRAIN)  # the scripted policy says Norway
+    data = Dataset((*of("popqa", TRAIN), *of("hotpotqa", knows_b)), of("popqa", TEST[:2]), of("popqa", TEST), None)
+    run = _run("data=[popqa,hotpotqa]", "data.mix.hotpotqa=3", "train.quotas=[1,2]", "train.ks=[1,3]", "train.steps=20")
+    machines = Machines()
+    machines.knows = True
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, run, data)
+    training.begin([])
+    machines.requests.clear()
+    while not training.done:
+        training.step()
+    summary = training.finish()
+    for row in folder.rows():
+        asked = Counter(r.question.meta["dataset"] for r in machines.requests[4 * row["step"] - 4 : 4 * row["step"]])
+        assert asked == {"popqa": 1, "hotpotqa": 3}
+        assert (row["popqa/em"], row["hotpotqa/em"], row["em"]) == (1.0, 0.0, 0.25)
+        assert row["popqa/reward"] - row["hotpotqa/reward"] == pytest.approx(2.0)
+        assert row["popqa/retrievals_per_question"] == 0.0
+    trained = [r for r in machines.requests if not r.greedy]
+    assert {(r.quota, r.k) for r in trained} == {(1, 1), (1, 3), (2, 1), (2, 3)}
+    assert {(r.quota, r.k) for r in machines.requests if r.greedy} == {(run.algorithm.quota, run.retriever.k)}
+    assert {"quota_1/em", "quota_2/em"} <= {name for row in folder.rows() for name in row}
+    assert summary["after"]["by_dataset"]["popqa"]["n"] == 6
+
+
+def test_warm_up_and_ppo_share_no_question_when_told_so_and_the_folder_proves_it(
+    tmp_path: Path, folder: RunFolder
+) -> None:
+    machines = Machines()
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, _run("warmup.share=0.5", "train.steps=5"))
+    closed_book, searched = training.practice()
+    assert {e.retrievals for e in closed_book} == {0}
+    assert {e.retrievals for e in searched} == {1}
+    practised = {r.question.id for r in machines.requests}
+    training.begin([])
+    machines.requests.clear()
+    while not training.done:
+        training.step()
+    trained = {r.question.id for r in machines.requests}
+    assert practised | trained == {q.id for q in TRAIN}
+    assert not practised & trained
+    splits = json.loads((folder.folder / "splits.json").read_text())
+    assert splits["splits"]["warmup"]["questions"] + splits["splits"]["ppo"]["questions"] == len(TRAIN)
+    assert {pair: n for pair, n in splits["overlaps"].items() if n} == {"dev/test": 2}

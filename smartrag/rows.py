@@ -1,0 +1,126 @@
+"""Lines of JSON, checked: what is wrong with each is told with file, line and cure, all of it at once."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MOST_CHARACTERS = 1_000_000  # of one text field
+_SHOWN = 20  # problems a message lists; the others are counted
+FORM = "a folder with train.jsonl, dev.jsonl, test.jsonl (id, question, answers) and corpus.jsonl (id, contents)"
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message lists every problem with its file and line and what to do."""
+
+
+@dataclass
+class Problems:
+    """Problems as they are found. The first _SHOWN are kept, all are counted."""
+
+    shown: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if len(self.shown) < _SHOWN:
+            self.shown.append(problem)
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def raise_if_any(self) -> None:
+        if self.count:
+            more = [f"... and {self.count - _SHOWN} more"] if self.count > _SHOWN else []
+            raise DataError("\n".join([f"{self.count} problem(s) in the data:", *self.shown, *more]))
+
+
+def rows(path: Path, found: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of every usable line; the others go to `found`."""
+    if not path.is_file():
+        found.add(f"{path}: no such file; needed is {FORM}")
+        return
+    with path.open("rb") as lines:
+        for line, raw in enumerate(lines, 1):
+            where = f"{path}:{line}"
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                found.add(f"{where}: not valid UTF-8 at byte {error.start} of the line; save the file as UTF-8")
+                continue
+            if text.startswith("\ufeff"):
+                found.add(f"{where}: starts with a byte order mark; save the file as UTF-8 without BOM")
+                continue
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text.rstrip("\r\n"))
+            except (ValueError, RecursionError) as error:
+                reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                found.add(f"{where}: not valid JSON ({reason}); a line must be one whole JSON object")
+                continue
+            if isinstance(row, dict):
+                yield line, row
+            else:
+                found.add(f"{where}: must be a JSON object, got {show(row)}")
+
+
+def text_of(row: dict[str, Any], name: str, where: str, found: Problems) -> str:
+    """The text of field `name`, or "" and a problem."""
+    if name not in row:
+        near = f" (found: {', '.join(map(str, list(row)[:6])) or 'no fields'})"
+        found.add(f'{where}: field "{name}" is missing{near}; add it')
+        return ""
+    problem = _text_problem(row[name])
+    if problem:
+        found.add(f'{where}: field "{name}" {problem}')
+        return ""
+    return row[name]
+
+
+def _text_problem(value: Any) -> str | None:
+    if not isinstance(value, str) or not value.strip():
+        return f"must be a non-blank string, got {show(value)}"
+    if len(value) > MOST_CHARACTERS:
+        return f"has {len(value):,} characters, at most {MOST_CHARACTERS:,} are allowed; cut it into passages"
+    if "\0" in value:
+        return f"holds a NUL character at position {value.index(chr(0))}; remove it"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"holds half a surrogate pair at position {error.start}, which is no character; remove it"
+    return None
+
+
+def identity(row: dict[str, Any], where: str, seen: dict[str, int], found: Problems) -> None:
+    name = text_of(row, "id", where, found)
+    if not name:
+        return
+    line = int(where.rsplit(":", 1)[1])
+    if name in seen:
+        found.add(f'{where}: field "id" {show(name)} is already that of line {seen[name]}; ids must be unique')
+    else:
+        seen[name] = line
+
+
+def answers_of(row: dict[str, Any], where: str, found: Problems) -> tuple[str, ...]:
+    """Gold answers; a blank one among others is a problem too, since nothing can match it."""
+    if "answers" not in row:
+        hint = '; write "answers": ["..."]' if "answer" in row else "; add it"
+        found.add(f'{where}: field "answers" is missing{hint}')
+        return ()
+    answers = row["answers"]
+    if not isinstance(answers, list) or not answers:
+        found.add(f'{where}: field "answers" must be a list of at least one non-blank string, got {show(answers)}')
+        return ()
+    for i, answer in enumerate(answers):
+        if problem := _text_problem(answer):
+            found.add(f'{where}: field "answers[{i}]" {problem}')
+    return tuple(answers)
+
+
+def show(value: Any) -> str:
+    """`value` escaped and cut to 80 characters."""
+    text = json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
