@@ -47,7 +47,8 @@ def load(overrides: Sequence[str]) -> Run:
         raise ConfigError(_plainly(error)) from error
     except (AssertionError, AttributeError) as error:  # OmegaConf's answer to a value for a group that is null
         named = " ".join(o for o in overrides if "." in o.partition("=")[0])
-        raise ConfigError(f"{named}: sets a group that is null here; choose an option that has it first") from error
+        advice = "choose an option that has it first, or give it whole, name={...}"
+        raise ConfigError(f"{named}: sets a group that is null here; {advice}") from error
     return _checked(run)
 
 
@@ -91,7 +92,10 @@ def main(action: Callable[[Run], None]) -> None:
 
 
 def _over_null(overrides: Sequence[str]) -> list[str]:
-    """OmegaConf dies of a mapping laid over a null (`model.lora={...}`), but not of one laid over a missing value."""
+    """OmegaConf dies of a mapping laid over a null (`model.lora={...}`), but not of one laid over a missing value.
+
+    So what may be null is given whole.
+    """
     optional, made = set(_optional(Run)), []
     for override in overrides:
         name, _, value = override.partition("=")
