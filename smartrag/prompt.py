@@ -28,7 +28,7 @@ NOTHING_FOUND = "(nothing found)"
 
 _TAG = re.compile(r"\[\s*(search|answer)\s*\]", re.IGNORECASE)
 _WELL_FORMED = re.compile(r"\s*\[(Search|Answer)\]\s*(\S.*)", re.DOTALL)
-_TAG_REST = re.compile(r"\A(\s*((search|answer)\s*)?\])+", re.IGNORECASE)  # what a passage before left open
+_TAG_REST = re.compile(r"\A(\s*((search|answer)\s*)?\])+", re.IGNORECASE)  # closes one that a passage left open
 _MARK = re.compile(r"<+[^<>\s]+>+|\[/?[A-Z_]+\]")  # what templates mark with in plain text: [INST], <<SYS>>
 _REPLACEMENT = "\ufffd"
 # Sentinels that no template alters: private-use characters.
