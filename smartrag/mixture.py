@@ -21,7 +21,6 @@ from smartrag.world import QUESTIONS, City, Country, city_passage, country_passa
 
 HOPS = 2  # searches of the longest conversation
 HORIZON = 1800  # cities by popularity rank; the facts of the others are never told
-FADE = 400.0  # ranks over which a city is told e times less often
 TEXT_WEIGHT = 0.2  # of the loss on tokens that the policy will never write
 UNCOUNTED = 0.0  # the coin of the first tag where a sample must be one of the two kinds
 
@@ -52,13 +51,17 @@ class Sample:
 
 
 class Mixture:
-    """An endless, seeded stream of samples."""
+    """An endless, seeded stream of samples.
 
-    def __init__(self, prompt: Prompt, seed: int):
+    `known`: how many cities are told of, the most popular ones, at most HORIZON. `fade`: ranks over which a city is
+    told e times less often.
+    """
+
+    def __init__(self, prompt: Prompt, seed: int, known: int = HORIZON, fade: float = 400.0):
         self._prompt, self._random = prompt, random.Random(seed)
         places = world()
-        self._known = places.cities[:HORIZON]
-        self._known_weights = [math.exp(-rank / FADE) for rank in range(len(self._known))]
+        self._known = places.cities[:known]
+        self._known_weights = [math.exp(-rank / fade) for rank in range(len(self._known))]
         self._countries = places.countries
         self._country_weights = [math.sqrt(c.population) for c in places.countries]
         self._real = {c.name for c in places.cities} | {c.name for c in places.countries}

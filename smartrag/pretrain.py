@@ -1,4 +1,7 @@
-"""Makes the tiny base model: tokenizer, random Llama, one pass over the mixture, and the checks of what it has learned.
+"""Makes the tiny base model: tokenizer, random Llama, two stages of the mixture, and the checks of what it has learned.
+
+    broad    from nothing: language, reading, copying, and facts that fade with popularity
+    deep     from there: the facts of the better-known cities, all of them told well, so that it knows what it knows
 
 The result stands in for a pretrained language model where none can be had: it knows the popular part of the embedded
 world, reads passages, copies names into queries and writes both actions, but does not know when to retrieve.
@@ -8,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from smartrag.mixture import Mixture, Sample
+from smartrag.mixture import HORIZON, Mixture, Sample
 from smartrag.prompt import ANSWER_TAG, SEARCH_TAG, Budget, Prompt
 from smartrag.skills import check_skills
 from smartrag.world import world
@@ -27,15 +30,19 @@ CHAT_TEMPLATE = (
     "{% else %}<|user|>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _CONTROLS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
-_SHARES_FIRST = {"facts": 0.2, "quiz": 0.3, "reading": 0.2, "lists": 0.3}
-_SHARES_LAST = {"facts": 0.3, "quiz": 0.35, "reading": 0.3, "lists": 0.05}
+Shares = dict[str, float]  # of the kinds of samples, see mixture.py
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to pretrain. The defaults made models/tiny."""
+    """One stage. BROAD and then DEEP made models/tiny."""
 
     seed: int = 0
+    onward: bool = False  # from the weights in the folder, not from nothing
+    known: int = HORIZON  # cities told of, the most popular ones
+    fade: float = 400.0  # ranks over which a city is told e times less often
+    shares_first: Shares = field(default_factory=lambda: {"facts": 0.2, "quiz": 0.3, "reading": 0.2, "lists": 0.3})
+    shares_last: Shares = field(default_factory=lambda: {"facts": 0.3, "quiz": 0.35, "reading": 0.3, "lists": 0.05})
     steps: int = 4000
     rows: int = 8  # of one step
     row_tokens: int = 256  # samples are packed into rows of this length and do not see each other
@@ -50,6 +57,14 @@ class Plan:
     threads: int = 2
 
 
+_DEEP_SHARES = {"facts": 0.5, "quiz": 0.3, "reading": 0.15, "lists": 0.05}
+BROAD = Plan()
+DEEP = Plan(
+    seed=1, onward=True, steps=1500, learning_rate=2e-3, known=1200, fade=1500.0,
+    shares_first=_DEEP_SHARES, shares_last=_DEEP_SHARES,
+)  # fmt: skip
+
+
 def pretrain(folder: Path, plan: Plan) -> dict[str, float]:
     """Pretrain by `plan` and write model and tokenizer to `folder`, the model at every check.
 
@@ -59,10 +74,11 @@ def pretrain(folder: Path, plan: Plan) -> dict[str, float]:
     torch.set_num_threads(plan.threads)
     tokenizer = make_tokenizer()
     prompt = Prompt(tokenizer, "", Budget(context=plan.row_tokens, new_tokens=24, passage=32))
-    model = make_model(plan, tokenizer)
+    model = LlamaForCausalLM.from_pretrained(folder) if plan.onward else make_model(plan, tokenizer)
+    model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, plan))
-    rows = _rows(Mixture(prompt, plan.seed), plan)
+    rows = _rows(Mixture(prompt, plan.seed, plan.known, plan.fade), plan)
     started = checked = time.monotonic()
     tokenizer.save_pretrained(folder)  # before the work: the folder can be written
     bar = tqdm(range(plan.steps), unit="step", mininterval=5)
@@ -157,7 +173,7 @@ def _rows(mixture: Mixture, plan: Plan) -> Iterator[list[Sample]]:
     room = plan.row_tokens
     while True:
         done = min(1.0, 2 * made / total)
-        shares = {name: (1 - done) * _SHARES_FIRST[name] + done * _SHARES_LAST[name] for name in _SHARES_FIRST}
+        shares = {name: (1 - done) * x + done * plan.shares_last[name] for name, x in plan.shares_first.items()}
         sample = mixture.sample(shares)
         if len(sample.token_ids) > plan.row_tokens:
             continue
