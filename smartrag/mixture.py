@@ -54,16 +54,16 @@ class Mixture:
     """An endless, seeded stream of samples.
 
     `known`: how many cities are told of, the most popular ones, at most HORIZON. `fade`: ranks over which a city is
-    told e times less often.
+    told e times less often. `lean`: a country is told of in proportion to its population to this power.
     """
 
-    def __init__(self, prompt: Prompt, seed: int, known: int = HORIZON, fade: float = 400.0):
+    def __init__(self, prompt: Prompt, seed: int, known: int = HORIZON, fade: float = 400.0, lean: float = 0.5):
         self._prompt, self._random = prompt, random.Random(seed)
         places = world()
         self._known = places.cities[:known]
         self._known_weights = [math.exp(-rank / fade) for rank in range(len(self._known))]
         self._countries = places.countries
-        self._country_weights = [math.sqrt(c.population) for c in places.countries]
+        self._country_weights = [c.population**lean for c in places.countries]
         self._real = {c.name for c in places.cities} | {c.name for c in places.countries}
         self._spare = [name for name in places.spare_names if len(name) <= 20]
         pieces = sorted(prompt.tokenizer.get_vocab())

@@ -1,7 +1,7 @@
 """Makes the tiny base model: tokenizer, random Llama, two stages of the mixture, and the checks of what it has learned.
 
     broad    from nothing: language, reading, copying, and facts that fade with popularity
-    deep     from there: the facts of the better-known cities, all of them told well, so that it knows what it knows
+    deep     from there: facts of the better-known cities and of all countries, told well, so that it knows what it knows
 
 The result stands in for a pretrained language model where none can be had: it knows the popular part of the embedded
 world, reads passages, copies names into queries and writes both actions, but does not know when to retrieve.
@@ -41,6 +41,7 @@ class Plan:
     onward: bool = False  # from the weights in the folder, not from nothing
     known: int = HORIZON  # cities told of, the most popular ones
     fade: float = 400.0  # ranks over which a city is told e times less often
+    lean: float = 0.5  # a country is told of in proportion to its population to this power
     shares_first: Shares = field(default_factory=lambda: {"facts": 0.2, "quiz": 0.3, "reading": 0.2, "lists": 0.3})
     shares_last: Shares = field(default_factory=lambda: {"facts": 0.3, "quiz": 0.35, "reading": 0.3, "lists": 0.05})
     steps: int = 4000
@@ -60,7 +61,7 @@ class Plan:
 _DEEP_SHARES = {"facts": 0.5, "quiz": 0.3, "reading": 0.15, "lists": 0.05}
 BROAD = Plan()
 DEEP = Plan(
-    seed=1, onward=True, steps=1500, learning_rate=2e-3, known=1200, fade=1500.0,
+    seed=1, onward=True, steps=1500, learning_rate=2e-3, known=1200, fade=1500.0, lean=0.0,
     shares_first=_DEEP_SHARES, shares_last=_DEEP_SHARES,
 )  # fmt: skip
 
@@ -78,7 +79,7 @@ def pretrain(folder: Path, plan: Plan) -> dict[str, float]:
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, plan))
-    rows = _rows(Mixture(prompt, plan.seed, plan.known, plan.fade), plan)
+    rows = _rows(Mixture(prompt, plan.seed, plan.known, plan.fade, plan.lean), plan)
     started = checked = time.monotonic()
     tokenizer.save_pretrained(folder)  # before the work: the folder can be written
     bar = tqdm(range(plan.steps), unit="step", mininterval=5)
