@@ -30,7 +30,7 @@ _TAG = re.compile(r"\[\s*(search|answer)\s*\]", re.IGNORECASE)
 _WELL_FORMED = re.compile(r"\s*\[(Search|Answer)\]\s*(\S.*)", re.DOTALL)
 _TAG_REST = re.compile(r"\A(\s*((search|answer)\s*)?\])+", re.IGNORECASE)  # closes one that a passage left open
 _MARK = re.compile(r"<+[^<>\s]+>+|\[/?[A-Z_]+\]")  # what templates mark with in plain text: [INST], <<SYS>>
-_REPLACEMENT = "\ufffd"
+REPLACEMENT = "\ufffd"
 # Sentinels that no template alters: private-use characters.
 _FIRST, _REPLY, _SECOND = "\ue000", "\ue001", "\ue002"
 
@@ -119,7 +119,7 @@ class Prompt:
         """
         text = unicodedata.normalize("NFKC", text).replace("\u2581", " ")  # as sentencepiece writes a space
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
-        return self._control.sub(_REPLACEMENT, unicodedata.normalize("NFKC", text))
+        return self._control.sub(REPLACEMENT, unicodedata.normalize("NFKC", text))
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

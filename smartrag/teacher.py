@@ -12,7 +12,7 @@ from pathlib import Path
 
 from smartrag.chat import Chat, Unanswered, ask
 from smartrag.config import Endpoint
-from smartrag.prompt import Prompt
+from smartrag.prompt import REPLACEMENT, Prompt
 from smartrag.rows import DataError
 from smartrag.types import (
     Action,
@@ -86,7 +86,7 @@ def _replies(chats: list[Chat], prompt: Prompt, endpoint: Endpoint, cache: Path)
     tokens = prompt.budget.new_tokens
 
     def usable(reply: str) -> str:
-        text = " ".join(prompt.neutralise(reply).split())
+        text = " ".join(prompt.neutralise(reply).replace(REPLACEMENT, " ").split())
         if not text or len(prompt.spell(Action(ActionKind.SEARCH, text))) > tokens:
             raise ValueError(f"a reply that is empty or longer than model.new_tokens={tokens}: {reply[:80]!r}")
         return text

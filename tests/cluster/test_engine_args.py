@@ -56,4 +56,4 @@ def test_the_config_has_the_last_word() -> None:
 
 def test_vllm_is_not_imported_for_it() -> None:
     code = "import sys, cluster.engine; assert not {'vllm', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
