@@ -1,7 +1,7 @@
 """Makes the tiny base model: tokenizer, random Llama, two stages of the mixture, and the checks of what it has learned.
 
     broad    from nothing: language, reading, copying, and facts that fade with popularity
-    deep     from there: facts of the better-known cities and of all countries, told well, so that it knows what it knows
+    deep     from there: facts of the better-known cities and all countries, told well, so that it knows what it knows
 
 The result stands in for a pretrained language model where none can be had: it knows the popular part of the embedded
 world, reads passages, copies names into queries and writes both actions, but does not know when to retrieve.
