@@ -1,7 +1,7 @@
 """What `launch/train.py` does with a checked run: drive the algorithm to its end and leave a run folder behind.
 
-Exit codes: 0 done, 3 something the run reads is wrong, 4 the cluster cannot hold it, 5 nothing to resume.
-A bug shows as a traceback and exit code 1.
+Exit codes: 0 done, 3 something the run reads is wrong, 4 the cluster cannot hold it, 5 nothing to resume, 6 the judge
+of answers (reward.judge=endpoint) was not to be had. A bug shows as a traceback and exit code 1.
 """
 
 import json
@@ -15,11 +15,12 @@ from cluster.placement import DoesNotFit
 from cluster.system import BadInput
 from smartrag import plot, report
 from smartrag.config import Run
+from smartrag.judge import JudgeUnavailable
 from smartrag.log import versions
 
 logger = logging.getLogger("smartrag")
 
-BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME = 3, 4, 5
+BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, NO_JUDGE = 3, 4, 5, 6
 
 
 def drive(run: Run, *, warmup_only: bool = False) -> int:
@@ -36,9 +37,10 @@ def drive(run: Run, *, warmup_only: bool = False) -> int:
             return 0
         _loop(algorithm)
         _finish(algorithm)
-    except (BadInput, DoesNotFit, FileNotFoundError) as error:
+    except (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable) as error:
         print(error, file=sys.stderr)
-        return {BadInput: BAD_INPUT, DoesNotFit: DOES_NOT_FIT}.get(type(error), NOTHING_TO_RESUME)
+        codes = {BadInput: BAD_INPUT, DoesNotFit: DOES_NOT_FIT, JudgeUnavailable: NO_JUDGE}
+        return codes.get(type(error), NOTHING_TO_RESUME)
     finally:
         if algorithm is not None:
             algorithm.stop()
