@@ -96,7 +96,7 @@ class SmartRAGPPO(Algorithm):
             quotas=quotas,
             k=k,
             seed=seed,
-            known=self.training.closed_book(),
+            own=self.training.closed_book(),
         )
         return asyncio.run(samples)
 

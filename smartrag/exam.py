@@ -52,12 +52,12 @@ class Exam:
             found |= evaluate.by_group(episodes, [f"quota_{request.quota}" for request in requests], reward)
         return found
 
-    def known(self, questions: Sequence[Question]) -> set[str]:
-        """Ids of the questions that the policy answers right without retrieving."""
+    def closed_book(self, questions: Sequence[Question]) -> dict[str, str]:
+        """By question id, what the policy answers without retrieving; nothing where it gives no answer."""
         episodes = self._ask(questions, "closed-book", 0, Gate.NEVER)
-        right = {e.question.id for e in episodes if evaluate.measure(e, self.run.reward)["em"]}
-        logger.info("closed-book, the policy answers %d of %d warm-up questions right", len(right), len(episodes))
-        return right
+        right = sum(evaluate.measure(e, self.run.reward)["em"] for e in episodes)
+        logger.info("closed-book, the policy answers %.0f of %d warm-up questions right", right, len(episodes))
+        return {e.question.id: e.answer for e in episodes if e.answer is not None}
 
     def practise(self, questions: Sequence[Question]) -> tuple[list[Episode], list[Episode]]:
         """(closed-book, searched): sampled episodes on warm-up questions, for `warmup.mined`."""

@@ -60,12 +60,12 @@ class Training:
     def done(self) -> bool:
         return self.steps_done >= self.run.train.steps
 
-    def closed_book(self) -> set[str]:
-        """Ids of the warm-up questions that the policy as it is answers right; nobody is asked if nobody wants it."""
+    def closed_book(self) -> dict[str, str]:
+        """What the policy as it is answers to the warm-up questions, by id; nobody is asked if nobody wants it."""
         if self.run.warmup.self_knowledge == 0:
-            return set()
+            return {}
         with self._timed("warmup"):
-            return self.exam.known(self.warmup_questions)
+            return self.exam.closed_book(self.warmup_questions)
 
     def practice(self) -> tuple[list[Episode], list[Episode]]:
         """(closed-book, searched): episodes of the policy as it is on the warm-up questions, for `warmup.mined`."""

@@ -10,7 +10,9 @@ gold     `samples`: answers and queries of the data set, the queries those in th
          the question itself. Which question gets which kind is drawn blindly, but for a share `self_knowledge`: there a
          first move is `direct` when the policy's own closed-book answer is right and `search` when it is wrong (SKR,
          Wang et al. 2023, arXiv 2310.05002; the authors' "warm-up-skr"). A small share leaves the decision to
-         reinforcement learning and gives it something to go by.
+         reinforcement learning and gives it something to go by. With it, the answers of `direct` samples are the
+         policy's own, right or wrong: they show the form and teach no facts, since a model that is tuned on facts new
+         to it comes to make them up (Gekhman et al. 2024, arXiv 2405.05904).
 policy   `mined`: the policy's own moves that turned out right (rejection sampling, as in STaR, Zelikman et al. 2022,
          arXiv 2203.14465), out of the episodes that `practice` asks for.
 endpoint `mined` likewise, out of what a larger model writes (`teacher.py`).
@@ -22,7 +24,8 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 from smartrag.config import Warmup
@@ -60,24 +63,24 @@ async def samples(
     quotas: Sequence[int],
     k: int,
     seed: int,
-    known: Container[str] = (),
+    own: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Trajectory]:
     """`warmup.steps` x `warmup.batch` trajectories. A `read` sample whose passages lack the answer becomes a `search`.
 
-    `quotas`: those of the training; each sample is told one that allows its searches, if there is any. `known`: ids of
-    the questions that the policy answers right closed-book. Raises EpisodeFailed when the retriever failed.
+    `quotas`: those of the training; each sample is told one that allows its searches, if there is any. `own`: by
+    question id, what the policy answers closed-book. Raises EpisodeFailed when the retriever failed.
     """
     rng = random.Random(f"warmup/{seed}")
     drawn = _draw(questions, warmup.steps * warmup.batch, rng)
     kinds = _kinds(warmup, len(drawn), rng)
     for i, question in enumerate(drawn):
         if kinds[i] != "read" and rng.random() < warmup.self_knowledge:
-            kinds[i] = "direct" if question.id in known else "search"
+            kinds[i] = "direct" if exact_match(own.get(question.id, ""), question.answers) else "search"
     gate = asyncio.Semaphore(64)  # queries in flight
 
     async def one(i: int) -> Trajectory:
         async with gate:
-            return await _sample(f"warmup-{i}", drawn[i], kinds[i], prompt, retrieve, quotas, k)
+            return await _sample(f"warmup-{i}", drawn[i], kinds[i], prompt, retrieve, quotas, k, own.get(drawn[i].id))
 
     return list(await asyncio.gather(*(one(i) for i in range(len(drawn)))))
 
@@ -152,7 +155,14 @@ def batches(trajectories: Sequence[Trajectory], size: int) -> Iterator[Sequence[
 
 
 async def _sample(
-    id: str, question: Question, kind: str, prompt: Prompt, retrieve: Retrieve, quotas: Sequence[int], k: int
+    id: str,
+    question: Question,
+    kind: str,
+    prompt: Prompt,
+    retrieve: Retrieve,
+    quotas: Sequence[int],
+    k: int,
+    own: str | None,
 ) -> Trajectory:
     answer = prompt.spell(Action(ActionKind.ANSWER, question.answers[0]))
     queries = tuple(question.meta.get("queries", ())) or (question.text,)
@@ -162,7 +172,7 @@ async def _sample(
     quota = random.Random(f"quota/{id}").choice([n for n in quotas if n >= needed] or [max(quotas)])
     opening = prompt.question(question.text, quota)
     if kind == "direct":
-        return imitation(id, opening, answer)
+        return imitation(id, opening, prompt.spell(Action(ActionKind.ANSWER, own)) if own else answer)
     context, hit = opening, False
     for query in queries[:hops]:
         retrieved = await retrieve(query, k)

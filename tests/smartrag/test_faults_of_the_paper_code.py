@@ -207,10 +207,11 @@ def test_no_label_of_the_data_says_whether_to_retrieve() -> None:
         assert episode_reward(of_yes, PAPER) == episode_reward(of_no, PAPER)
     warmup = replace(compose.load([]).warmup, steps=10, batch=8, direct=0.5, search=0.5, read=0, self_knowledge=1)
     known = {f"q{i}" for i in range(0, 40, 3)}
+    own = {f"q{i}": "Norway" if f"q{i}" in known else "Peru" for i in range(40)}
 
     def made(questions: list[Question], seed: int) -> list[Trajectory]:
         shelf = toys.Shelf(toys.OSLO)
-        return asyncio.run(samples(questions, warmup, PROMPT, shelf, quotas=[1], k=1, seed=seed, known=known))
+        return asyncio.run(samples(questions, warmup, PROMPT, shelf, quotas=[1], k=1, seed=seed, own=own))
 
     for seed in (0, 1):
         assert made(yes, seed) == made(no, seed)

@@ -66,9 +66,18 @@ def test_first_moves_may_follow_what_the_policy_knows() -> None:
     warmup = _warmup(0.5, 0.5, 0, steps=5, batch=4, self_knowledge=1.0)
     shelf, prompt = toys.Shelf(toys.OSLO), toys.prompt()
     one_hop = Question("q", "Where is Oslo?", ("Norway",), {"queries": ["Oslo"]})
-    for known, wanted in (({"q"}, "[Answer] Norway<|end|>"), (set(), "[Search] Oslo<|end|>")):
-        made = asyncio.run(samples([one_hop], warmup, prompt, shelf, quotas=[1], k=1, seed=0, known=known))
+    for own, wanted in (("Norway", "[Answer] Norway<|end|>"), ("Peru", "[Search] Oslo<|end|>")):
+        made = asyncio.run(samples([one_hop], warmup, prompt, shelf, quotas=[1], k=1, seed=0, own={"q": own}))
         assert {_wanted(sample) for sample in made} == {wanted}
+
+
+def test_direct_samples_show_the_form_and_teach_no_facts_to_a_policy_whose_answers_are_known() -> None:
+    """A blind first move may be an answer to what the policy does not know: then it is the policy's own wrong one."""
+    warmup, shelf = _warmup(1, 0, 0, self_knowledge=0.0), toys.Shelf(toys.OSLO)
+    made = asyncio.run(
+        samples([TWO_HOPS], warmup, toys.prompt(), shelf, quotas=[2], k=1, seed=0, own={TWO_HOPS.id: "Peru"})
+    )
+    assert {_wanted(sample) for sample in made} == {"[Answer] Peru<|end|>"}
 
 
 def test_a_sample_is_told_a_quota_that_allows_its_searches() -> None:
