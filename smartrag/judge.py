@@ -13,6 +13,7 @@ from pathlib import Path
 
 from smartrag.chat import Chat, Unanswered, ask
 from smartrag.config import Endpoint
+from smartrag.prompt import visible
 from smartrag.types import Episode
 
 SYSTEM = """You grade answers to questions. The user sends one JSON object with three fields: "question"; "passages", \
@@ -72,6 +73,5 @@ def grade(reply: str) -> float:
 
 def _quoted(text: str) -> str:
     """The text as a JSON string: normalised (NFKC), without control and format characters, frames escaped."""
-    text = unicodedata.normalize("NFKC", text)
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+    text = visible(unicodedata.normalize("NFKC", text))
     return json.dumps(text, ensure_ascii=False).translate(_FRAMES)

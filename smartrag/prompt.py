@@ -44,6 +44,11 @@ class Budget:
     passage: int  # of one passage
 
 
+def visible(text: str) -> str:
+    """Without control, format, private-use and surrogate characters; line breaks and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+
+
 class Prompt:
     """Turns questions and passages into token ids, generated ids into actions.
 
@@ -117,8 +122,7 @@ class Prompt:
 
         A control string becomes U+FFFD: deleting it could join the halves of another (Unicode TR 36, section 3.5).
         """
-        text = unicodedata.normalize("NFKC", text).replace("\u2581", " ")  # as sentencepiece writes a space
-        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+        text = visible(unicodedata.normalize("NFKC", text).replace("\u2581", " "))  # as sentencepiece writes a space
         return self._control.sub(REPLACEMENT, unicodedata.normalize("NFKC", text))
 
     def _encode(self, text: str) -> list[int]:
