@@ -80,7 +80,7 @@ class SmartRAGPPO(Algorithm):
         """The trajectories to imitate, as `warmup.teacher` shows them."""
         if run.warmup.steps == 0:
             return []
-        quotas, k, seed = run.train.quotas or [run.algorithm.quota], run.retriever.k, run.seed
+        quotas, k, seed = run.training_quotas, run.retriever.k, run.seed
         if run.warmup.teacher is Teacher.policy:
             return warmup.mined(*self.training.practice(), run.warmup, prompt, seed=seed)
         if run.warmup.teacher is Teacher.endpoint:

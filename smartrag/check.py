@@ -134,7 +134,7 @@ def check(run: Run) -> list[str]:
     shares = run.warmup.direct + run.warmup.search + run.warmup.read
     if run.warmup.steps and abs(shares - 1) > 1e-6:
         problems.append(f"warmup.direct + warmup.search + warmup.read must be 1, got {shares:g}")
-    searches = max(run.train.quotas or [run.algorithm.quota])
+    searches = max(run.training_quotas)
     if run.warmup.steps and run.warmup.teacher is not Teacher.gold and not searches:
         problems.append(
             f"warmup.teacher={run.warmup.teacher} shows searches too; raise algorithm.quota (or train.quotas) above 0"
@@ -209,7 +209,7 @@ def _of_the_judge(run: Run) -> list[str]:
 
 
 def _of_the_price(run: Run) -> list[str]:
-    reward, quota = run.reward, max(run.train.quotas or [run.algorithm.quota])
+    reward, quota = run.reward, max(run.training_quotas)
     named = "train.quotas" if run.train.quotas else "algorithm.quota"
     problems = []
     highest, owner = -reward.retrieval, "-reward.retrieval"

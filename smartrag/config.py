@@ -290,3 +290,8 @@ class Run:
     warmup: Warmup
     train: Loop
     log: Log
+
+    @property
+    def training_quotas(self) -> list[int]:
+        """What a training question's quota is drawn from; never empty."""
+        return self.train.quotas or [self.algorithm.quota]

@@ -62,8 +62,7 @@ class Exam:
     def practise(self, questions: Sequence[Question]) -> tuple[list[Episode], list[Episode]]:
         """(closed-book, searched): sampled episodes on warm-up questions, for `warmup.mined`."""
         run = self.run
-        quotas = run.train.quotas or [run.algorithm.quota]
-        requests = practice(questions, run.warmup, quotas=quotas, k=run.retriever.k, seed=run.seed)
+        requests = practice(questions, run.warmup, quotas=run.training_quotas, k=run.retriever.k, seed=run.seed)
         pairs = list(zip(requests, evaluate.run_all(self.rollout, requests), strict=True))
         closed_book, searched = ([e for r, e in pairs if r.gate is gate] for gate in (Gate.NEVER, Gate.ALWAYS))
         return closed_book, searched

@@ -160,7 +160,7 @@ class Training:
             run.data.mix,
             episodes=run.train.episodes,
             samples=run.algorithm.samples,
-            quotas=run.train.quotas or [run.algorithm.quota],
+            quotas=run.training_quotas,
             ks=run.train.ks or [run.retriever.k],
         )
 
