@@ -15,8 +15,9 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from cluster.checkpoint import Checkpoints
 from cluster.system import BadInput, System, inputs
 from smartrag import warmup
+from smartrag.choices import Teacher
 from smartrag.compose import as_yaml
-from smartrag.config import Run, Teacher
+from smartrag.config import Run
 from smartrag.log import RunFolder, run_and_checkpoint
 from smartrag.prompt import Prompt
 from smartrag.rows import DataError

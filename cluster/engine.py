@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from smartrag.config import Cluster, Model, WeightBackend
+from smartrag.choices import WeightBackend
+from smartrag.config import Cluster, Model
 from smartrag.types import Completion, EpisodeFailed, Stop
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from ray.actor import ActorHandle
 
 from cluster.wire import Meta, broadcast, buckets, dtype_of, gloo_group, pack
-from smartrag.config import WeightBackend
+from smartrag.choices import WeightBackend
 
 
 class PushFailed(RuntimeError):

@@ -22,7 +22,8 @@ from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
 from cluster.weights import WeightPush
 from smartrag.chat import api_key
-from smartrag.config import Run, Teacher
+from smartrag.choices import Teacher
+from smartrag.config import Run
 from smartrag.data import Dataset, load
 from smartrag.model import resolve
 from smartrag.prompt import Budget, Prompt

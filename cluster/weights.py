@@ -13,7 +13,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cluster.sender import PushFailed, WeightSender
 from cluster.wire import Meta, buckets, dtype_of
-from smartrag.config import Cluster, WeightBackend
+from smartrag.choices import WeightBackend
+from smartrag.config import Cluster
 
 __all__ = ["CanaryFailed", "PushFailed", "WeightPush", "WeightSender"]
 

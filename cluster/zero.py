@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smartrag import adapters
-from smartrag.config import LearnerGroup, Precision
+from smartrag.choices import Precision
+from smartrag.config import LearnerGroup
 from smartrag.ranks import Ranks
 
 _TAG = "zero"  # DeepSpeed's folder inside a saved engine's

@@ -6,7 +6,8 @@ Nothing is started before it is empty.
 import math
 from typing import Any
 
-from smartrag.config import KL, Data, Judge, KLIn, Run, Teacher, WeightBackend
+from smartrag.choices import KL, Judge, KLIn, Teacher, WeightBackend
+from smartrag.config import Data, Run
 from smartrag.data import NAMED
 from smartrag.reward import full_score
 

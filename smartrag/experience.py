@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from smartrag import advantage, loss, packing
-from smartrag.config import Advantage, Algorithm, KLIn
+from smartrag.choices import Advantage, KLIn
+from smartrag.config import Algorithm
 from smartrag.ranks import Engine, Ranks
 from smartrag.types import Batch
 

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from smartrag.config import Judge, Reward, Run
+from smartrag.choices import Judge
+from smartrag.config import Reward, Run
 from smartrag.judge import judge
 from smartrag.price import first_price, ramp
 from smartrag.reward import full_score, gated, gold_score, turn_rewards

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from smartrag.config import Log, WandbMode
+from smartrag.choices import WandbMode
+from smartrag.config import Log
 
 logger = logging.getLogger("smartrag")
 

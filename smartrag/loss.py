@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from smartrag.config import KL, Importance
+from smartrag.choices import KL, Importance
 
 _CHUNK_LOGITS = 1 << 25  # float32 logits alive at once: 128 MiB, and a few times that in the backward pass
 _LARGEST_LOG_RATIO = 20.0  # e²⁰: an honest ratio is near 1; beyond this exp would only make infinities

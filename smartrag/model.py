@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from smartrag import ROOT, adapters
-from smartrag.config import Lora, Model, Precision
+from smartrag.choices import Precision
+from smartrag.config import Lora, Model
 from smartrag.loss import token_logprobs
 
 logger = logging.getLogger("smartrag")

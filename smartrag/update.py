@@ -18,7 +18,8 @@ import torch
 
 from smartrag import advantage, experience, loss, packing
 from smartrag.batch import collate
-from smartrag.config import Algorithm, KLIn
+from smartrag.choices import KLIn
+from smartrag.config import Algorithm
 from smartrag.experience import Experience, Models
 from smartrag.ranks import Engine, Ranks
 from smartrag.types import Trajectory

@@ -7,7 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from smartrag.config import Judge, Reward
+from smartrag.choices import Judge
+from smartrag.config import Reward
 from smartrag.prompt import Budget, Prompt
 from smartrag.types import (
     Action,

@@ -20,7 +20,8 @@ from cluster.weights import gather
 from cluster.wire import broadcast, buckets, empty, gloo_group, unpack
 from cluster.zero import _interface, _merged
 from smartrag import compose
-from smartrag.config import Precision, Run
+from smartrag.choices import Precision
+from smartrag.config import Run
 from smartrag.model import load_policy
 from tests import tiny
 

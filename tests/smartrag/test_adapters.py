@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from smartrag import adapters, batch
+from smartrag.choices import Precision
 from smartrag.compose import load
-from smartrag.config import Lora, Precision
+from smartrag.config import Lora
 from smartrag.experience import Models
 from smartrag.model import load_critic, load_policy
 from smartrag.ranks import alone

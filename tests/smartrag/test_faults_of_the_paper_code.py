@@ -17,7 +17,7 @@ import torch
 
 from smartrag import compose, hub, loss
 from smartrag.batch import collate, minibatches
-from smartrag.config import Precision
+from smartrag.choices import Precision
 from smartrag.episode import run_episode
 from smartrag.experience import gather
 from smartrag.model import load_critic, load_policy

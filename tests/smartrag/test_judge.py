@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from smartrag.chat import api_key
+from smartrag.choices import Judge
 from smartrag.compose import load
-from smartrag.config import Endpoint, Judge
+from smartrag.config import Endpoint
 from smartrag.feedback import scores
 from smartrag.judge import JudgeUnavailable, grade, to_chat
 from smartrag.types import ActionKind, Episode, Hits, Passage

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from smartrag.choices import WandbMode
 from smartrag.compose import load
-from smartrag.config import WandbMode
 from smartrag.log import RunFolder, _wandb_mode, versions
 from smartrag.plot import curves
 from smartrag.report import as_text

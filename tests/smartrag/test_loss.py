@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smartrag import loss
-from smartrag.config import KL, Importance
+from smartrag.choices import KL, Importance
 from smartrag.loss import KLController
 
 ON = torch.tensor([[True, True, True]])

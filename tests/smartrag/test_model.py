@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
 from smartrag import model
-from smartrag.config import Precision
+from smartrag.choices import Precision
 from smartrag.model import Critic, Policy, load_critic, load_policy, load_tokenizer, resolve
 from tests import tiny, toys
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smartrag.choices import Judge
 from smartrag.compose import load
-from smartrag.config import Judge
 from smartrag.feedback import agreement, learnable, scores
 from smartrag.price import first_price
 from smartrag.reward import episode_reward, gated, gold_score, turn_rewards

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from smartrag import batch, loss
-from smartrag.config import KL, Advantage, Algorithm, Importance, KLIn
+from smartrag.choices import KL, Advantage, Importance, KLIn
+from smartrag.config import Algorithm
 from smartrag.experience import Models
 from smartrag.model import Critic, Policy
 from smartrag.ranks import Ranks, alone

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from smartrag.config import Teacher, Warmup
+from smartrag.choices import Teacher
+from smartrag.config import Warmup
 from smartrag.episode import run_episode
 from smartrag.rows import DataError
 from smartrag.types import Episode, EpisodeFailed, EpisodeRequest, Gate, Question, Trajectory
