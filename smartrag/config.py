@@ -3,7 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-from smartrag.choices import KL, Advantage, Importance, Judge, KLIn, Precision, Teacher, WandbMode, WeightBackend
+from smartrag.choices import (
+    KL,
+    Advantage,
+    Corpus,
+    Importance,
+    Judge,
+    KLIn,
+    Precision,
+    Stemmer,
+    Teacher,
+    WandbMode,
+    WeightBackend,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,6 +57,9 @@ class Data:
 @dataclass(kw_only=True, slots=True)
 class Retriever:
     index: str | None  # folder of a built index; null: built from the data's corpus and cached by its hash
+    stemmer: Stemmer  # of the index and of queries
+    corpus: Corpus
+    corpus_share: float  # of the corpus's passages; which, their ids' hashes say
     k: int  # passages a query brings
     k1: float  # BM25 term saturation
     b: float  # BM25 length normalisation
