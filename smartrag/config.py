@@ -45,9 +45,9 @@ class Model:
 @dataclass(kw_only=True, slots=True)
 class Data:
     source: str  # "world", a folder (train/dev/test.jsonl, corpus.jsonl), or a dataset's name on the hub
-    mix: dict[
-        str, float
-    ]  # data set -> weight of its questions in training. Two or more: each is read ("folder": source)
+    # Data set -> weight of its questions in training. Two or more: each is read; "folder" is `source`, and the others
+    # are its subfolders of their names, where it has them.
+    mix: dict[str, float]
     allow_overlap: bool  # a set may ask questions of train in dev or test too: a warning instead of an error
     train_questions: int | None  # of each set at most this many; null: all
     dev_questions: int | None
