@@ -13,22 +13,19 @@ from tqdm import tqdm
 from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
 from cluster.placement import DoesNotFit
 from cluster.system import BadInput
-from smartrag import plot, report
+from smartrag import report
 from smartrag.config import Run
 from smartrag.judge import JudgeUnavailable
-from smartrag.log import versions
 
 logger = logging.getLogger("smartrag")
 
 BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, NO_JUDGE = 3, 4, 5, 6
+REFUSALS = (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable)
 
 
 def drive(run: Run, *, warmup_only: bool = False) -> int:
     """Train to the end, or only through the warm-up; returns the exit code."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logger.setLevel(logging.INFO)
-    for chatty in ("ray.rllib", "ray.tune"):  # advice on settings that are not ours
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    show_log()
     algorithm: SmartRAGPPO | None = None
     try:
         algorithm = SmartRAGPPO(SmartRAGConfig().smartrag(run))
@@ -36,15 +33,28 @@ def drive(run: Run, *, warmup_only: bool = False) -> int:
             logger.info("the warmed-up policy is in %s", algorithm.training.store.load()[0] / "policy")
             return 0
         _loop(algorithm)
-        _finish(algorithm)
-    except (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable) as error:
-        print(error, file=sys.stderr)
-        codes = {BadInput: BAD_INPUT, DoesNotFit: DOES_NOT_FIT, JudgeUnavailable: NO_JUDGE}
-        return codes.get(type(error), NOTHING_TO_RESUME)
+        print(report.as_text(json.loads((algorithm.folder.folder / "summary.json").read_text(encoding="utf-8"))))
+        logger.info("all of it is in %s", algorithm.folder.folder)
+    except REFUSALS as error:
+        return refused(error)
     finally:
         if algorithm is not None:
             algorithm.stop()
     return 0
+
+
+def show_log() -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.INFO)
+    for chatty in ("ray.rllib", "ray.tune"):  # advice on settings that are not ours
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def refused(error: Exception) -> int:
+    """Says what a run was refused for; returns the exit code."""
+    print(error, file=sys.stderr)
+    codes = {BadInput: BAD_INPUT, DoesNotFit: DOES_NOT_FIT, JudgeUnavailable: NO_JUDGE}
+    return codes.get(type(error), NOTHING_TO_RESUME)
 
 
 def _loop(algorithm: SmartRAGPPO) -> None:
@@ -58,20 +68,9 @@ def _loop(algorithm: SmartRAGPPO) -> None:
         mininterval=0.1 if sys.stderr.isatty() else 10,
     )
     with bar:
-        while not training.done:
-            row = algorithm.train()
+        while not (row := algorithm.train())["done"]:
             bar.set_postfix_str(
                 f"reward {row['reward']:.2f}, EM {row['em']:.2f}, retrievals {row['retrievals_per_question']:.2f}, "
                 f"{row['generated_tokens'] / row['seconds_rollout']:.0f} tokens/s, canary {row['push/canary_gap']:.0e}"
             )
             bar.update()
-
-
-def _finish(algorithm: SmartRAGPPO) -> None:
-    """Evaluation after PPO, then summary.json and curves.png."""
-    training, folder = algorithm.training, algorithm.folder
-    summary = training.finish() | {"seconds": dict(training.seconds), "versions": versions()}
-    folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-    plot.curves(folder.rows(), summary, folder.folder / "curves.png")
-    print(report.as_text(summary))
-    logger.info("all of it is in %s", folder.folder)
