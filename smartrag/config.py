@@ -214,8 +214,19 @@ class Loop:
 class Log:
     wandb: WandbMode
     project: str
+    group: str | None  # of runs that W&B shows together
     episodes: int  # episodes a step written to episodes.jsonl
     progress: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Sweep:
+    """What launch/sweep.py takes beside the settings of a run; values in conf/sweep.yaml."""
+
+    setting: str  # name of a number, e.g. reward.retrieval
+    values: list[Any]  # what it is set to, as written
+    seeds: list[int]  # every value is run with each
+    gates: str | None  # an evaluation.json whose gates stand in the picture; null: that of a warm-up, if there is one
 
 
 @dataclass(kw_only=True, slots=True)
