@@ -42,6 +42,7 @@ CASES = [
     ("empty corpus", _empty_corpus, [], "no passages"),
     ("missing model", None, ["model.path=/nowhere/model"], "/nowhere/model does not exist"),
     ("missing index", None, ["retriever.index=/nowhere/index"], "/nowhere/index"),
+    ("nothing to deal", None, ["retriever.corpus=useless"], "there are ['p1']"),
     ("missing data", None, ["data.source=/nowhere/data"], "'/nowhere/data' does not exist"),
     ("long question", _append("train.jsonl", json.dumps(ROW | {"question": "why " * 300}) + "\n"), [], "do not fit"),
 ]
@@ -70,6 +71,22 @@ def test_bad_input_is_refused_in_one_message(
     assert "Traceback" not in message
     assert not (tmp_path / "runs").exists()
     assert not list((tmp_path / "cache").glob("indexes/*"))
+
+
+@pytest.mark.slow
+def test_a_built_index_must_be_what_the_run_asks_for(tmp_path: Path) -> None:
+    from cluster.index import build_index
+    from cluster.system import BadInput, inputs
+    from smartrag.choices import Corpus, Stemmer
+    from smartrag.passages import Recipe
+
+    data, built = _good(tmp_path / "data"), tmp_path / "index"
+    made = Recipe(stemmer=Stemmer.krovetz, corpus=Corpus.real, share=1.0)
+    build_index(data / "corpus.jsonl", built, made, threads=1, k1=0.9, b=0.4)
+    given = ["data=folder", f"data.source={data}", f"cache={tmp_path / 'cache'}", f"retriever.index={built}"]
+    assert inputs(load([*given, "retriever.stemmer=krovetz"])).index == built
+    with pytest.raises(BadInput, match=r"was made with stemmer krovetz, .* but the run asks for stemmer porter, "):
+        inputs(load(given))
 
 
 @pytest.mark.slow
