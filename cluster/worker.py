@@ -11,6 +11,7 @@ from cluster.engine import Engine, engine_args
 from cluster.wire import use_interface_of
 from smartrag.config import Run
 from smartrag.episode import run_episode
+from smartrag.oracle import GoldFirst
 from smartrag.prompt import Budget, Prompt
 from smartrag.types import Episode, EpisodeRequest, Retrieve
 
@@ -39,7 +40,8 @@ class RolloutWorker:
     async def run_episode(self, request: EpisodeRequest, incarnation: str | None = None) -> Episode:
         """One question to its end. Raises EpisodeFailed; StaleWorker when `incarnation` is not this one."""
         self.admit(incarnation)
-        return await run_episode(request, self.engine, self.retrieve, self.prompt, temperature=self.temperature)
+        retrieve = GoldFirst(self.retrieve, request.question) if request.gold_first else self.retrieve
+        return await run_episode(request, self.engine, retrieve, self.prompt, temperature=self.temperature)
 
     def admit(self, incarnation: str | None) -> None:
         if incarnation not in (None, self.incarnation):

@@ -1,4 +1,4 @@
-"""curves.png: what changed over a run, for people who would rather look than read."""
+"""Pictures of runs and evaluations, for people who would rather look than read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,7 @@ _POINTS = ("before", "after", "never", "always")
 
 def curves(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
     """Five curves over the training steps, with the test figures beside them, and retrieval by popularity."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8), constrained_layout=True)
+    figure, axes = _canvas(2, 3, size=(15, 8))
     for axis, (name, title) in zip(axes.flat, _CURVES, strict=False):
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
@@ -37,7 +32,55 @@ def curves(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: 
             axis.legend(fontsize=7)
     _popularity(axes.flat[-1], summary)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+
+def accuracy_and_cost(figures: Mapping[str, Any], path: Path) -> None:
+    """frontier.png of an evaluation: what each threshold of each gate gives for its retrievals, and the systems."""
+    figure, axes = _canvas(1, 2, size=(14, 6))
+    for axis, measure in zip(axes.flat, ("em", "reward"), strict=True):
+        for gate, found in figures.get("gates", {}).items():
+            points = found["curve"]
+            cost = [point["retrievals_per_question"] for point in points]
+            label = f"{gate} (area {found['auc'][measure]:.3f})"
+            axis.plot(cost, [point[measure] for point in points], linewidth=1, label=label)
+        for marker, (system, found) in zip("*ovs^D", figures["systems"].items(), strict=False):
+            x, y = found["retrievals_per_question"], found[measure]
+            error = [[y["mean"] - y["low"]], [y["high"] - y["mean"]]]
+            axis.errorbar(x["mean"], y["mean"], yerr=error, fmt=marker, color="k", markersize=9, mfc="w", label=system)
+        axis.set(title=measure.upper() if measure == "em" else measure, xlabel="retrievals per question")
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def decision(figures: Mapping[str, Any], path: Path) -> None:
+    """decision.png of an evaluation: when the policy retrieves, and what each perfect role would gain."""
+    figure, axes = _canvas(1, 2, size=(12, 5))
+    by = figures["systems"]["policy"]["by"]
+    names, shares = [], []
+    for kind in ("popularity", "hops", "dataset"):
+        for value, means in by.get(kind, {}).items():
+            names.append(f"{kind} {value}")
+            shares.append(means["retrievals_per_question"])
+    axes.flat[0].barh(names[::-1], shares[::-1])
+    axes.flat[0].set(title="retrievals per question of the policy")
+    roles = figures["decision"]["counterfactuals"]
+    for offset, measure in ((-0.2, "em"), (0.2, "reward")):
+        gains = [role["gain"][measure] for role in roles.values()]
+        means = [gain["mean"] for gain in gains]
+        error = [[g["mean"] - g["low"] for g in gains], [g["high"] - g["mean"] for g in gains]]
+        axes.flat[1].bar([i + offset for i in range(len(roles))], means, 0.4, yerr=error, label=measure)
+    axes.flat[1].set_xticks(range(len(roles)), [f"perfect {role}" for role in roles])
+    axes.flat[1].set(title="gain over the policy")
+    axes.flat[1].legend()
+    figure.savefig(path, dpi=110)
+
+
+def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of its own, known to no global state, and its axes as an array."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _popularity(axis: Any, summary: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from smartrag.compose import ROOT, load
 from smartrag.config import LearnerGroup as LearnerSettings
 from smartrag.config import Lora, Run
 from smartrag.types import Completion, EpisodeFailed, EpisodeRequest, Question, Stop
+from smartrag.uncertainty import entropy
 from tests import toys
 
 pytestmark = pytest.mark.slow
@@ -187,13 +188,19 @@ def test_logprobs_are_those_of_transformers(world: World, temperature: float) ->
     assert worst < 2e-4
 
 
-def test_greedy_takes_the_best_token(world: World) -> None:
+def test_greedy_takes_the_best_token_and_tells_how_sure_it_is(world: World) -> None:
     ids = list(range(10, 40))
     completion = world.generate(ids, tokens=6, temperature=0.0)
-    logits = [
+    logprobs = [
         ray.get(world.learner.logprobs.remote([*ids, token], 1.0, False))[-1] for token in range(len(toys.tokenizer()))
     ]
-    assert completion.token_ids[0] == int(torch.tensor(logits).argmax())
+    best = sorted(logprobs, reverse=True)
+    assert completion.token_ids[0] == logprobs.index(best[0])
+    assert completion.logprobs[0] == pytest.approx(best[0], abs=1e-3)
+    assert completion.margins[0] == pytest.approx(best[0] - best[1], abs=1e-3)
+    assert completion.entropies[0] == pytest.approx(entropy(best[:20]), abs=1e-3)
+    assert len(completion.margins) == len(completion.entropies) == len(completion.token_ids)
+    assert world.generate(ids, tokens=6).entropies == ()  # sampled: nothing beyond the sampled token is computed
 
 
 def test_same_seed_same_tokens(world: World) -> None:
