@@ -50,6 +50,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("reward.ramp_steps", 0, 1 << 31),
     ("reward.budget.target", 0.0, 16.0),
     ("reward.budget.rate", 1e-6, 10.0),
+    ("reward.budget.gain", 0.0, 100.0),
     ("reward.budget.max_price", 0.0, 1000.0),
     ("reward.endpoint.timeout_s", 0.1, 3600.0),
     ("reward.endpoint.attempts", 1, 100),

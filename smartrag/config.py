@@ -88,7 +88,8 @@ class RetrievalBudget:
     """A target of retrievals, held by the price of one: a Lagrange multiplier, see `price.py`."""
 
     target: float  # retrievals per question
-    rate: float  # what the price gains a step per retrieval per question above the target
+    rate: float  # K_I: what the price gains with each step, per retrieval per question above the target
+    gain: float  # K_P: what it is above that while there are too many, per retrieval per question above the target
     max_price: float
 
 

@@ -100,7 +100,7 @@ class Training:
         self.learner.load(str(folder / "learner"))
         self.steps_done, self.summary = state["steps_done"], state["summary"]
         self.seconds |= state["seconds"]
-        self.feedback.price = replace(self.feedback.price, value=state["retrieval_price"])
+        self.feedback.price = replace(self.feedback.price, **state["price"])
         self.folder.rewind(self.steps_done)
         self._push()
         logger.info("resumed from %s: %d of %d steps are done", folder, self.steps_done, self.run.train.steps)
@@ -184,7 +184,7 @@ class Training:
             "steps_done": self.steps_done,
             "summary": self.summary,
             "seconds": dict(self.seconds),
-            "retrieval_price": self.feedback.price.value,
+            "price": {"multiplier": self.feedback.price.multiplier, "excess": self.feedback.price.excess},
         }
         with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
             self.learner.save(str(folder / "learner"))

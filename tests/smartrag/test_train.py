@@ -187,27 +187,28 @@ def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, fo
 
 
 def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path, folder: RunFolder) -> None:
-    """Step 1 retrieves once a question, the others never: 0.2, then 0.1 x (1 - 0.5) more, then 0.05 less each step."""
-    run = _run("reward=budget")
+    """Step 1 retrieves once a question, the others never: 0.2, then 0.1 x (1 - 0.5) more, then 0.05 less each step;
+    and 0.2 x 0.5 more or less with what was retrieved last."""
+    run = _run("reward=budget", "reward.budget.gain=0.2")
     store, machines = Shelf(tmp_path), Machines()
     training = _training(tmp_path, machines, store, folder, run)
     training.begin([])
     for _ in range(3):  # the checkpoint is of step 2
         training.step()
-    assert [row["retrieval_price"] for row in folder.rows()] == pytest.approx([0.2, 0.25, 0.2])
+    assert [row["retrieval_price"] for row in folder.rows()] == pytest.approx([0.2, 0.25 + 0.1, 0.2 - 0.1])
     resumed = _training(tmp_path, machines, store, folder, run)
     resumed.resume()
     while not resumed.done:
         resumed.step()
     rows = folder.rows()
-    assert [row["retrieval_price"] for row in rows] == pytest.approx([0.2, 0.25, 0.2, 0.15])
+    assert [row["retrieval_price"] for row in rows] == pytest.approx([0.2, 0.25 + 0.1, 0.2 - 0.1, 0.15 - 0.1])
     assert [row["training_reward"] for row in rows] == pytest.approx([1.8, 2.0, 2.0, 2.0])
 
 
 def test_the_price_is_held_while_nothing_is_charged_and_the_measure_stays_the_papers(
     tmp_path: Path, folder: RunFolder
 ) -> None:
-    run = _run("reward=budget", "reward.free_steps=1", "reward.ramp_steps=2")
+    run = _run("reward=budget", "reward.budget.gain=0", "reward.free_steps=1", "reward.ramp_steps=2")
     training = _training(tmp_path, Machines(), Shelf(tmp_path), folder, run)
     training.begin([])
     while not training.done:
