@@ -15,6 +15,7 @@ Training, evaluation, gates, warm-up data and `ask` all run through `run_episode
 import hashlib
 
 from smartrag.prompt import Prompt
+from smartrag.roles import roles
 from smartrag.types import (
     Action,
     ActionKind,
@@ -78,7 +79,8 @@ async def run_episode(
         )
         action = prompt.parse(completion.token_ids, completion.stop, tag=tag)
         retrieved = await _search(action, retrieve, request)
-        turns.append(Turn(new_context, completion, action, retrieved, forced=bool(tag)))
+        own = roles(completion.token_ids, prompt, tag=tag)
+        turns.append(Turn(new_context, completion, action, retrieved, forced=bool(tag), roles=own))
         if retrieved is None:
             return Episode(request.id, request.question, tuple(turns), _ENDS[action.kind])
         context += completion.token_ids
