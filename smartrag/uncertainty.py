@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from smartrag.choices import Role
 from smartrag.prompt import Prompt
 from smartrag.score import normalise
 from smartrag.types import Episode, Turn
@@ -23,12 +24,12 @@ def search_probability(turn: Turn, prompt: Prompt) -> float:
 
     What is neither tag is counted for the other one; 0.5 where it wrote no tag.
     """
-    ids, logprobs = turn.completion.token_ids, turn.completion.logprobs
-    for tag, searches in ((prompt.search_ids, True), (prompt.answer_ids, False)):
-        if ids[: len(tag)] == tag:
-            written = math.exp(sum(logprobs[: len(tag)]))
-            return written if searches else 1 - written
-    return 0.5
+    found = prompt.tag(turn.completion.token_ids)
+    if found is None:
+        return 0.5
+    count, role = found
+    written = math.exp(sum(turn.completion.logprobs[:count]))
+    return written if role is Role.query else 1 - written
 
 
 def answer_entropy(samples: Sequence[Episode]) -> float:
