@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.rank import LearnerRank
-from cluster.weights import gather
+from cluster.weights import gather, rendezvous
 from smartrag import batch
 from smartrag.config import Run
 from smartrag.types import Trajectory
@@ -42,7 +42,7 @@ class LearnerGroup:
                 options["scheduling_strategy"] = strategies[rank]
             self.ranks.append(actor.options(**options).remote(run, path, rank))
         start_s = run.cluster.placement_timeout_s  # imports and loading take longer than any later call
-        host, port = self._wait("address", [self.ranks[0].address.remote()], start_s)[0]
+        host, port = self._wait("address", [self.ranks[0].__ray_call__.remote(rendezvous)], start_s)[0]
         self._wait("start", [actor.start.remote(host, port) for actor in self.ranks], start_s)
 
     def imitate(self, trajectories: Sequence[Trajectory], learning_rate: float) -> dict[str, float]:

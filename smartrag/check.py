@@ -6,7 +6,7 @@ Nothing is started before it is empty.
 import math
 from typing import Any
 
-from smartrag.choices import KL, Judge, KLIn, Role, Teacher, WeightBackend
+from smartrag.choices import KL, Critic, Judge, KLIn, Role, Teacher, WeightBackend
 from smartrag.config import Data, Run
 from smartrag.data import NAMED
 from smartrag.reward import full_score
@@ -37,6 +37,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("algorithm.lam", 0.0, 1.0),
     ("algorithm.clip", 1e-3, 1.0),
     ("algorithm.value_clip", 1e-3, 1e3),
+    ("algorithm.value_coef", 1e-6, 1e3),
     ("algorithm.entropy_coef", 0.0, 10.0),
     ("algorithm.kl_coef", 0.0, 10.0),
     ("algorithm.kl_target", 1e-6, 1e3),
@@ -179,6 +180,11 @@ def _of_the_estimators(run: Run) -> list[str]:
         problems.append(
             f"algorithm.critic_warmup_steps={algorithm.critic_warmup_steps}, but algorithm.advantage="
             f"{algorithm.advantage} has no critic; set it to 0"
+        )
+    if algorithm.critic is Critic.shared and not algorithm.advantage.has_critic:
+        problems.append(
+            f"algorithm.critic=shared, but algorithm.advantage={algorithm.advantage} has no critic; leave it at "
+            "separate, which then means none"
         )
     if algorithm.kl_in is KLIn.loss and algorithm.kl is KL.k1:
         problems.append(

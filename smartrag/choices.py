@@ -38,6 +38,13 @@ class Advantage(StrEnum):
         return self in (Advantage.rloo, Advantage.grpo)
 
 
+class Critic(StrEnum):
+    """Where the values of an estimator with a critic come from."""
+
+    separate = "separate"  # a second model with a learning rate and an optimiser of its own
+    shared = "shared"  # a value head on the policy's trunk: half the memory, and one forward pass for both
+
+
 class KL(StrEnum):
     """Estimators of the KL to the reference, see `loss.py`."""
 

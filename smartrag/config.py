@@ -3,7 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-from smartrag.choices import KL, Advantage, Importance, Judge, KLIn, Precision, Role, Teacher, WandbMode, WeightBackend
+from smartrag.choices import (
+    KL,
+    Advantage,
+    Critic,
+    Importance,
+    Judge,
+    KLIn,
+    Precision,
+    Role,
+    Teacher,
+    WandbMode,
+    WeightBackend,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,12 +77,14 @@ class Algorithm:
     quota: int  # N: retrievals an episode may make (SmartRAG, Algorithm 1)
     trains: list[Role]  # roles whose tokens are learned from; the weights the run starts from play the others
     advantage: Advantage
+    critic: Critic
     samples: int  # episodes a question gets in one step; estimators that compare samples need two or more
     temperature: float  # of the sampling policy
     gamma: float  # discount per policy token
     lam: float  # GAE lambda per policy token (turn_gae: both per turn)
     clip: float  # epsilon of the surrogate
     value_clip: float | None  # null: plain squared error
+    value_coef: float  # critic=shared: weight of the value loss beside the policy's, in the gradient of their trunk
     entropy_coef: float
     kl: KL
     kl_in: KLIn
@@ -81,7 +95,7 @@ class Algorithm:
     whiten_advantages: bool
     importance: Importance
     importance_cap: float  # the largest importance weight
-    critic_warmup_steps: int  # steps in which only the critic learns
+    critic_warmup_steps: int  # steps in which only the critic learns; of a shared one only the head
 
     @property
     def frozen(self) -> list[Role]:
@@ -138,7 +152,7 @@ class LearnerGroup:
     threads: int  # torch threads of one rank
     zero_stage: int  # DeepSpeed ZeRO 0-3
     learning_rate: float
-    critic_learning_rate: float
+    critic_learning_rate: float  # of the separate critic, or of the head on a shared trunk
     final_rate: float  # share of both learning rates left at the last PPO step; they fall linearly. 1: constant
     beta2: float  # AdamW's memory of squared gradients; lower forgets the large early ones sooner
     weight_decay: float

@@ -30,7 +30,7 @@ def run_of(stage: int) -> Run:
 def raw(rank: Any) -> dict[str, tuple[bool, Tensor]]:
     """Every parameter of policy and critic as it is, adapters and base apart: (whether it is trained, whole)."""
     found = {}
-    for engine in (rank._policy, rank._critic):
+    for engine in rank._engines.values():
         for name, p in engine.module.named_parameters():
             with zero.whole([p]):
                 found[f"{type(engine.module).__name__}.{name}"] = (p.requires_grad, p.detach().clone())

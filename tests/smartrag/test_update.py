@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from smartrag import batch, loss
-from smartrag.choices import KL, Advantage, Importance, KLIn, Role
+from smartrag import batch, loss, model
+from smartrag.actor_critic import Separate
+from smartrag.choices import KL, Advantage, Critic, Importance, KLIn, Role
 from smartrag.config import Algorithm
-from smartrag.experience import Models
-from smartrag.model import Critic, Policy
+from smartrag.model import Policy
 from smartrag.ranks import Ranks, alone
 from smartrag.types import Trajectory
 from smartrag.update import Setup, imitate, update
@@ -25,6 +25,7 @@ ALGORITHM = Algorithm(
     quota=1,
     trains=list(Role),
     advantage=Advantage.gae,
+    critic=Critic.separate,
     kl=KL.k1,
     kl_in=KLIn.reward,
     importance=Importance.token,
@@ -34,6 +35,7 @@ ALGORITHM = Algorithm(
     clip=0.2,
     samples=1,
     value_clip=None,
+    value_coef=1.0,
     entropy_coef=0.01,
     kl_coef=0.05,
     kl_target=None,
@@ -50,9 +52,9 @@ class Side:
 
     def __init__(self, ranks: Ranks):
         self.policy = tiny.PlainEngine(Policy(tiny.llama(0)), ranks)
-        self.critic = tiny.PlainEngine(Critic(tiny.llama(0)), ranks)
+        self.critic = tiny.PlainEngine(model.Critic(tiny.llama(0)), ranks)
         self.setup = Setup(
-            models=Models(self.policy, self.critic, Policy(tiny.llama(1))),
+            models=Separate(self.policy, self.critic, Policy(tiny.llama(1))),
             algorithm=ALGORITHM,
             ranks=ranks,
             kl_coef=0.05,
