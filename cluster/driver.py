@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
 from cluster.placement import DoesNotFit
 from cluster.system import BadInput
-from smartrag import plot, report
+from smartrag import page, plot, report
 from smartrag.config import Run
 from smartrag.judge import JudgeUnavailable
 from smartrag.log import versions
@@ -78,10 +78,10 @@ def _loop(algorithm: SmartRAGPPO) -> None:
 
 
 def _finish(algorithm: SmartRAGPPO) -> None:
-    """Evaluation after PPO, then summary.json and curves.png."""
+    """Evaluation after PPO, then summary.json, curves.png and report.html."""
     training, folder = algorithm.training, algorithm.folder
     summary = training.finish() | {"seconds": dict(training.seconds), "versions": versions()}
     folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
     plot.curves(folder.rows(), summary, folder.folder / "curves.png")
     print(report.as_text(summary))
-    logger.info("all of it is in %s", folder.folder)
+    logger.info("all of it is in %s; to look at it, open %s", folder.folder, page.write(folder.folder))

@@ -4,26 +4,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_CURVES = (
+import numpy as np
+
+from smartrag.record import SYSTEMS
+
+CURVES = (
     ("reward", "reward per question"),
     ("em", "exact match"),
     ("retrievals_per_question", "retrievals per question"),
     ("hit_rate", "hit rate of retrievals"),
     ("kl_ref", "KL to the reference, nats a token"),
 )
-_POINTS = ("before", "after", "never", "always")
 
 
 def curves(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
     """Five curves over the training steps, with the test figures beside them, and retrieval by popularity."""
     figure, axes = _canvas(2, 3, size=(15, 8))
-    for axis, (name, title) in zip(axes.flat, _CURVES, strict=False):
+    for axis, (name, title) in zip(axes.flat, CURVES, strict=False):
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
             steps, values = zip(*points, strict=True)
             axis.plot(steps, values, color="0.75", linewidth=1)
-            axis.plot(steps, _smooth(values), color="C0", label="training")
-        for i, system in enumerate(_POINTS):
+            axis.plot(steps, smooth(values), color="C0", label="training")
+        for i, system in enumerate(SYSTEMS):
             figures = (summary.get(system) or {}).get(name)
             if figures:
                 axis.axhline(figures["mean"], color=f"C{i + 1}", linestyle="--", linewidth=1, label=f"test: {system}")
@@ -94,10 +97,8 @@ def _popularity(axis: Any, summary: Mapping[str, Any]) -> None:
     axis.set_xticks(range(5))
 
 
-def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average, corrected for its start as Adam's moments are (Kingma & Ba 2015)."""
-    out, mean = [], 0.0
-    for i, value in enumerate(values, start=1):
-        mean = weight * mean + (1 - weight) * value
-        out.append(mean / (1 - weight**i))
-    return out
+def smooth(values: Sequence[float]) -> list[float]:
+    """Gaussian-weighted means of neighbours, a fortieth of the steps wide (one standard deviation), without lag."""
+    from scipy.ndimage import gaussian_filter1d
+
+    return list(gaussian_filter1d(np.asarray(values, float), max(1.0, len(values) / 40), mode="nearest"))

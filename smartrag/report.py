@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from smartrag.evaluate import COSTS, MEASURES
+from smartrag.record import SYSTEMS
 from smartrag.types import Empty, Episode
-
-SYSTEMS = ("before", "after", "never", "always")
 
 
 def as_text(summary: Mapping[str, Any]) -> str:

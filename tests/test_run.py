@@ -158,6 +158,7 @@ def _check_folder(folder: Path) -> None:
     assert summary["always"]["retrievals_per_question"]["mean"] >= 1
     assert {"torch", "vllm", "ray", "deepspeed", "pyserini"} <= set(summary["versions"])
     assert (folder / "curves.png").stat().st_size > 10_000
+    assert "12 test questions" in (folder / "report.html").read_text(encoding="utf-8")
     episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
     assert {row["step"] for row in episodes} == set(range(1, STEPS + 1))
     assert list(folder.glob("wandb/offline-run-*")), "W&B holds the run, offline"

@@ -35,9 +35,11 @@ def test_rows_are_kept_in_order_and_a_rewind_drops_what_comes_again(tmp_path: Pa
     run = RunFolder.create(str(tmp_path), "x")
     for step in (1, 2, 3):
         run.metrics({"step": step, "reward": step / 2})
-        run.episode({"step": step, "question": "Tromsø?"})
+        run.episode({"step": step, "question": "Tromsø?", "passage": "a\u2028b\x85c"})  # line ends to str.splitlines
     run.rewind(2)
     assert [row["step"] for row in run.rows()] == [1, 2]
+    run.write_evaluation("after", [{"reward": 1.0, "em": 0.0, "passage": "a\u2028b\x85c"}])
+    assert run.evaluation("after")["reward"].tolist() == [1.0]
     assert "Tromsø" in (run.folder / "episodes.jsonl").read_text(encoding="utf-8")
 
 
