@@ -16,15 +16,16 @@ from smartrag.plot import smooth
 
 Interval = Mapping[str, float]  # mean, low, high
 
-SYSTEM_INKS = ("before", "after", "never", "always", "question", "oracle")
+SYSTEM_INKS = ("before", "after", "never", "always", "question", "gold_first", "oracle")
 GATE_INKS = tuple(f"gate{i}" for i in range(8))
 _INKS = ("ink", "soft", "faint", *SYSTEM_INKS, *GATE_INKS)
 _HEX = {ink: f"#0a0b{i:02x}" for i, ink in enumerate(_INKS)}  # stand-ins for matplotlib: no other colour is drawn
 _CLASS = {colour: ink for ink, colour in _HEX.items()}
-_MARKS = {"before": "o", "after": "D", "never": "v", "always": "^", "question": "s", "oracle": "*"}
-_SIGNS = {"o": "●", "D": "◆", "v": "▼", "^": "▲", "s": "■", "*": "★", "P": "✚"}  # the marks, in a legend
+_MARKS = {"before": "o", "after": "D", "never": "v", "always": "^", "question": "s", "gold_first": "p", "oracle": "*"}
+_SIGNS = {"o": "●", "D": "◆", "v": "▼", "^": "▲", "s": "■", "*": "★", "p": "⬟", "P": "✚"}  # the marks, in a legend
 _DASHES = ("-", "--", "-.", ":")
 _MOST_POINTS = 300  # of a curve; more cannot be seen and make the page heavy
+_MOST_DOTS = 12  # of a curve whose points are marked
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _STYLE: Any = {
@@ -105,7 +106,8 @@ def standing(spots: Sequence[Spot], title: str, ylabel: str, curves: Sequence[Cu
     with _canvas(4.2, 2.9) as (axis, done):
         for curve in curves:
             xs, ys = zip(*sorted(curve.points), strict=True)
-            axis.plot(xs, ys, color=_HEX[curve.ink], linestyle=curve.dashes, linewidth=1.1, marker=".", markersize=4)
+            dots = 4 if len(xs) <= _MOST_DOTS else 0
+            axis.plot(xs, ys, color=_HEX[curve.ink], linestyle=curve.dashes, linewidth=1.1, marker=".", markersize=dots)
         for spot in spots:
             axis.errorbar(
                 spot.x["mean"],

@@ -16,6 +16,8 @@ def number(x: Any, signed: bool = False) -> str:
     if isinstance(x, bool):
         return "yes" if x else "no"
     size, sign = abs(x), _MINUS if x < 0 else "+" if signed and x > 0 else ""
+    if size == float("inf"):
+        return f"{sign}∞"
     if isinstance(x, int) or size >= 1000:
         return f"{sign}{size:,.0f}"
     if size >= 10:

@@ -133,17 +133,19 @@ def differences(record: Record) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for other in record.systems if "after" in record.systems else []:
         if other != "after":
-            found[other] = {name: _paired(record, other, name) for name in COMPARED}
+            found[other] = _paired(record, other)
             found[other]["reward"] = known.get(f"after_minus_{other}") or found[other]["reward"]
     return found
 
 
-def _paired(record: Record, other: str, measure: str) -> dict[str, float] | None:
-    ours, theirs = record.asked.get("after", []), record.asked.get(other, [])
-    if [row.get("question_id") for row in ours] != [row.get("question_id") for row in theirs]:
-        return None
-    gaps = _columns(ours)[measure] - _columns(theirs)[measure]
-    return evaluate.interval(gaps[~np.isnan(gaps)], record.setting("seed", 0))
+def _paired(record: Record, other: str) -> dict[str, Any]:
+    """COMPARED of `after` minus the other's; None for each unless both were asked the same questions."""
+    rows = [record.asked.get(name, []) for name in ("after", other)]
+    ours, theirs = ([row.get("question_id") for row in some] for some in rows)
+    if ours != theirs:
+        return dict.fromkeys(COMPARED)
+    one, two = ({name: x for name, x in _columns(some).items() if name in COMPARED} for some in rows)
+    return evaluate.differences(one, two, record.setting("seed", 0))
 
 
 def _json(path: Path, gaps: list[str]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 evaluation.json   {"systems": {name: {"n", measure: {mean, low, high}, "by": {dimension: {value: {...}}}}},
                    "differences": {"policy_minus_<other>": {measure: {...}}},
-                   "gates": {gate: {"auc", "curve": [...], "tuned"}}, "decision": {...}, ...}
-frontier.json     {"setting", "points": [{"value", "seed", "run", measure: {...}}]}, of a sweep
-ablation.json     {"episodes", "rows": [{"trained": [role, ...] | "composed", "seed", "run", measure: {...}}]}
+                   "gates": {gate: {"auc", "curve": [...], "tuned", "matched"}}, "decision": {...}, ...}
+frontier.json     of a sweep: {"setting", "points": [{"value", "seed", "run", measure: {...}}],
+                   "curve": [{"value", "seeds", measure: {...}}]}
+ablation.json     {"episodes", "rows": [{"trained": [role, ...] | "composed", "seed", "run", measure: {...}}],
+                   "differences": [{"all_minus", "seed" | null, measure: {...}}]}
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +17,17 @@ from typing import Any
 from smartrag import figures
 from smartrag.figures import Curve, Key, Picture, Spot
 from smartrag.record import COMPARED
-from smartrag.tables import LABELS, Cell, Table, groups, label, measures
+from smartrag.tables import LABELS, Table, groups, label, measures
 
 _FRONTIER = ("em", "reward")  # what gates' curves are drawn for
+_ROLE_MEASURES = ("reward", "em", "f1", "retrievals_per_question")
+_RATES = {
+    "over_search": "of what it knows closed-book, searched for all the same",
+    "under_search": "of what it knows only with retrieval, not searched for",
+    "retrievals_for_known": "of what it searches for, known closed-book",
+    "retrievals_without_answer": "of what it searches for, no answer in the passages",
+    "right_decisions": "of what can be answered, decided rightly",
+}
 
 
 @dataclass(slots=True)
@@ -49,59 +59,74 @@ def study(found: Mapping[str, Any], name: str) -> Study:
 def evaluation(found: Mapping[str, Any], name: str, sweeps: Sequence[Mapping[str, Any]] = ()) -> Study:
     """An evaluation.json. The points of `sweeps` are drawn beside its gates, on exact match, which knows no price."""
     systems, gates = found["systems"], found.get("gates") or {}
-    out = Study(f"Evaluation “{name}”")
-    out.facts = [f"{found['questions']:,} questions"] if isinstance(found.get("questions"), int) else []
-    out.facts += [Path(str(found["checkpoint"])).name] if found.get("checkpoint") else []
-    out.facts += [f"{key}={value}" for key, value in (found.get("settings") or {}).items()]
+    differences, decision = found.get("differences") or {}, found.get("decision") or {}
+    out = Study(f"Evaluation “{name}”", _about(found))
     for measure in _FRONTIER:
         if picture := _frontier(systems, gates, sweeps if measure == "em" else (), measure, out.title):
             out.pictures.append(picture)
+    out.pictures += _gains(differences, gates, decision, out.title)
     out.keys = [figures.key(s, list(systems)) for s in systems]
-    out.keys += [Key(figures.GATE_INKS[i % len(figures.GATE_INKS)], f"gate: {gate}") for i, gate in enumerate(gates)]
-    out.keys += [Key("ink", f"sweep of {one.get('setting')}") for one in sweeps]
-    out.tables = [measures(systems, list(LABELS), "Systems, mean [95 % interval]")]
-    gaps = found.get("differences") or {}
-    shown = [m for m in LABELS if any(m in of for of in gaps.values())]
-    body = [[pair.replace("_", " "), *(of.get(m) for m in shown)] for pair, of in gaps.items()]
-    out.tables += [Table("Paired differences", ["", *map(label, shown)], body, signed=True), _gates(gates)]
-    out.tables += _decision(found.get("decision") or {})
+    out.keys += [Key(figures.ink_of(gate, list(gates)), f"gate {gate}", "▬") for gate in gates]
+    out.keys += [Key("ink", f"sweep of {one.get('setting')}", "▬") for one in sweeps]
+    shown = [m for m in LABELS if any(m in of for of in differences.values())]
+    body = [[pair.replace("_", " "), *(of.get(m) for m in shown)] for pair, of in differences.items()]
+    out.tables = [
+        measures(systems, list(LABELS), "Systems, mean [95 % interval]"),
+        Table("Paired differences", ["", *map(label, shown)], body, signed=True),
+        *_gates(gates),
+        *_decision(decision),
+    ]
     out.more = [*_by(systems), *_records(found)]
     return out
 
 
 def sweep(found: Mapping[str, Any], name: str) -> Study:
-    """A frontier.json: every point, and exact match against retrievals."""
-    setting, points = str(found.get("setting")), [p for p in found["points"] if isinstance(p, Mapping)]
-    out = Study(f"Sweep of {setting}", [name])
+    """A frontier.json: every point with the fixed gates of the first, on measures that know no price of a retrieval."""
+    setting, points = str(found.get("setting")), found["points"]
+    out = Study(f"Sweep of {setting}", [name, f"{len(points)} runs"])
     values = list(dict.fromkeys(point.get("value") for point in points))
     inks = {value: figures.GATE_INKS[i % len(figures.GATE_INKS)] for i, value in enumerate(values)}
-    for measure in _FRONTIER:
-        if spots := [s for p in points if (s := _spot(p, inks[p.get("value")], measure))]:
+    fixed = {system: points[0][system] for system in ("never", "always") if points and points[0].get(system)}
+    for measure in ("em", "f1"):
+        shown = [(p, inks[p.get("value")]) for p in points] + [(of, system) for system, of in fixed.items()]
+        spots = [s for of, ink in shown if (s := _spot(of, ink, measure))]
+        curve = [(s.x["mean"], s.y["mean"]) for of in found.get("curve") or () if (s := _spot(of, "ink", measure))]
+        if spots:
             title = f"{label(measure)} against retrievals, sweep of {setting}, {name}"
-            out.pictures.append(figures.standing(spots, title, label(measure)))
-    out.keys = [Key(ink, f"{setting} = {value}") for value, ink in inks.items()]
-    out.tables = [_runs("Points of the sweep, one a run", points, "value")]
+            lines = [Curve("ink", curve, ":")] if curve else []
+            out.pictures.append(figures.standing(spots, title, label(measure), lines))
+    out.keys = [Key(ink, f"{setting} = {value}", "✚") for value, ink in inks.items()]
+    out.keys += [figures.key(system) for system in fixed]
+    out.tables = [
+        _runs("Points of the sweep, one a run", points, ("value", "seed")),
+        _runs("All seeds of a value together", _plain_seeds(found.get("curve") or ()), ("value", "seeds")),
+    ]
     return out
 
 
 def ablation(found: Mapping[str, Any], name: str) -> Study:
-    """An ablation.json: every row, and its rewards with their intervals."""
-    rows = [
-        {
-            **row,
-            "trained": trained if isinstance(trained := row.get("trained"), str) else " + ".join(trained or ["none"]),
-        }
-        for row in found["rows"]
-        if isinstance(row, Mapping)
-    ]
-    out = Study("Ablation: what was trained", [name])
+    """An ablation.json: every row, its rewards with their intervals, and the joint policy minus each row's."""
+    rows = [{**row, "trained": _trained(row.get("trained"))} for row in found["rows"]]
+    out = Study("Ablation: what was trained", [name, f"{len(rows)} rows"])
     if isinstance(found.get("episodes"), int):
-        out.facts.append(f"{found['episodes']:,} episodes each")
+        out.facts.append(f"{found['episodes']:,} episodes a training")
     lines = [(f"{r['trained']}, seed {r.get('seed')}", r["reward"], "after") for r in rows if r.get("reward")]
     if lines:
         out.pictures = [figures.forest(lines, f"reward by what was trained, {name}", "reward", zero=False)]
-    out.tables = [_runs("Rows of the ablation, one a run", rows, "trained")]
+    gaps = [{**of, "seed": "all" if of.get("seed") is None else of["seed"]} for of in found.get("differences") or ()]
+    out.tables = [
+        _runs("Rows of the ablation, one a run", rows, ("trained", "seed")),
+        _runs("All roles together, minus the row, paired", gaps, ("all_minus", "seed"), signed=True),
+    ]
     return out
+
+
+def _trained(roles: str | Sequence[str] | None) -> str:
+    return roles if isinstance(roles, str) else " + ".join(roles or ["nothing"])
+
+
+def _plain_seeds(curve: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**of, "seeds": ", ".join(map(str, of.get("seeds") or ()))} for of in curve]
 
 
 def _frontier(
@@ -114,7 +139,7 @@ def _frontier(
         if known:
             curves.append(Curve(figures.ink_of(gate, list(gates)), known, figures.dashes_of(gate, list(gates))))
     for one in sweeps:
-        spots = [s for p in one["points"] if (s := _spot(p, "ink", measure))]
+        spots = [s for p in one.get("curve") or one["points"] if (s := _spot(p, "ink", measure))]
         if spots:
             curves.append(Curve("ink", [(s.x["mean"], s.y["mean"]) for s in spots], ":"))
     spots = [s for name, of in systems.items() if (s := _spot(of, figures.ink_of(name, list(systems)), measure))]
@@ -128,29 +153,72 @@ def _spot(of: Mapping[str, Any], ink: str, measure: str) -> Spot | None:
     return Spot(ink, x, y) if x and y else None
 
 
-def _gates(gates: Mapping[str, Any]) -> Table:
-    """Area under each gate's curve, and the gate at its tuned threshold."""
-    rows: list[list[Cell]] = []
+def _about(found: Mapping[str, Any]) -> list[str]:
+    """When, with what weights, on how many questions, and which settings were not the run's."""
+    facts = [str(found[key]) for key in ("when",) if found.get(key)]
+    facts += ["/".join(Path(str(found["weights"])).parts[-2:])] if found.get("weights") else []
+    facts += [f"{found['questions']:,} questions"] if isinstance(found.get("questions"), int) else []
+    return facts + [str(override) for override in found.get("changed") or ()]
+
+
+def _gains(
+    differences: Mapping[str, Any], gates: Mapping[str, Any], decision: Mapping[str, Any], title: str
+) -> list[Picture]:
+    """Reward of the policy minus each system's and each tuned gate's; what a perfect role would add to it."""
+    lines: list[tuple[str, Any, str]] = []
+    for pair, of in differences.items():
+        name = pair.removeprefix("policy_minus_")
+        lines.append((name, of.get("reward"), figures.ink_of(name, [*gates, name])))
     for gate, of in gates.items():
-        area, tuned = of.get("auc") or {}, of.get("tuned") or {}
-        row = [gate, area.get("em"), area.get("f1"), area.get("reward"), tuned.get("threshold")]
-        rows.append([*row, *(tuned.get(m) for m in COMPARED)])
-    head = ["", "AUC EM", "AUC F1", "AUC reward", "tuned threshold", *(f"tuned: {label(m)}" for m in COMPARED)]
-    return Table("Threshold gates", head, rows)
+        gap = (_minus(of, "tuned") or {}).get("reward")
+        lines.append((f"gate {gate}", gap, figures.ink_of(gate, list(gates))))
+    roles = (decision.get("counterfactuals") or {}).items()
+    perfect: list[tuple[str, Any, str]] = [
+        (f"perfect {role}", (of.get("gain") or {}).get("reward"), "after") for role, of in roles
+    ]
+    made = []
+    for drawn, what in ((lines, "reward of the policy minus the others', paired"), (perfect, "reward to be gained")):
+        if known := [line for line in drawn if line[1]]:
+            made.append(figures.forest(known, f"{what}, {title}", "difference in reward", zero=True))
+    return made
+
+
+def _gates(gates: Mapping[str, Any]) -> list[Table]:
+    """Area under each gate's curve, the gate at the threshold tuned on dev questions and at the policy's retrievals."""
+    areas = [[gate, *((of.get("auc") or {}).get(m) for m in ("em", "f1", "reward"))] for gate, of in gates.items()]
+    tables = [Table("Threshold gates, area under the curve", ["", "exact match", "F1", "reward"], areas)]
+    shown = (*COMPARED, "model_calls")
+    for kind, caption in (("tuned", "threshold tuned on dev questions"), ("matched", "with the policy's retrievals")):
+        points = {gate: of[kind] for gate, of in gates.items() if of.get(kind)}
+        rows = [[gate, at.get("threshold"), *(at.get(m) for m in shown)] for gate, at in points.items()]
+        note = "Threshold –: every score passes it."
+        tables.append(Table(f"Gates, {caption}", ["", "threshold", *map(label, shown)], rows, note))
+        gaps = {gate: gap for gate, of in gates.items() if (gap := _minus(of, kind))}
+        rows = [[gate, *(gap.get(m) for m in shown)] for gate, gap in gaps.items()]
+        tables.append(Table(f"Policy minus gate, {caption}, paired", ["", *map(label, shown)], rows, signed=True))
+    return tables
+
+
+def _minus(gate: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    return (gate.get(kind) or {}).get("policy_minus_this")
 
 
 def _decision(found: Mapping[str, Any]) -> list[Table]:
-    """Numbers in one table; lists of {row, column, share} each as a table of their own."""
-    numbers: list[list[Cell]] = []
-    tables = []
-    for name, value in found.items():
-        if isinstance(value, list):
-            tables.append(_crossed(name, value))
-        elif isinstance(value, Mapping) and "mean" not in value:
-            numbers += [[f"{label(name)}: {label(str(key))}", inner] for key, inner in value.items()]
-        else:
-            numbers.append([label(name), value])
-    return [Table("Decisions", ["", ""], numbers), *tables]
+    """Rates in one table, each crossing of two facts in its own, and the policy with one role made perfect."""
+    rates = [[_RATES.get(name, label(name)), x] for name, x in found.items() if not isinstance(x, list | Mapping)]
+    crossed = [_crossed(name, cells) for name, cells in found.items() if isinstance(cells, list)]
+    perfect = found.get("counterfactuals") or {}
+    rows, gains = [], []
+    for role, of in perfect.items():
+        rows.append([role, *(of.get(m) for m in _ROLE_MEASURES)])
+        gains.append([role, *((of.get("gain") or {}).get(m) for m in _ROLE_MEASURES)])
+    head = ["perfect", *map(label, _ROLE_MEASURES)]
+    return [
+        Table("Decisions of the policy", ["", "share"], rates),
+        *crossed,
+        Table("The policy with one role made perfect", head, rows),
+        Table("What that gains, paired", head, gains, signed=True),
+    ]
 
 
 def _crossed(name: str, cells: Sequence[Mapping[str, Any]]) -> Table:
@@ -177,10 +245,16 @@ def _records(found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def _runs(caption: str, rows: Sequence[Mapping[str, Any]], first: str) -> Table:
+def _runs(caption: str, rows: Sequence[Mapping[str, Any]], names: tuple[str, str], signed: bool = False) -> Table:
+    """`names`: what tells the rows apart. A run's folder comes last, where there is one."""
     shown = [m for m in LABELS if any(m in row for row in rows)]
-    body = [[row.get(first), row.get("seed"), *(row.get(m) for m in shown), _short(row.get("run"))] for row in rows]
-    return Table(caption, [first, "seed", *map(label, shown), "run"], body)
+    runs = ["run"] if any("run" in row for row in rows) else []
+    body = [
+        [*(row.get(n) for n in names), *(row.get(m) for m in shown), *(_short(row.get(n)) for n in runs)]
+        for row in rows
+    ]
+    head = [*(name.replace("_", " ") for name in names), *map(label, shown), *runs]
+    return Table(caption, head, body, signed=signed)
 
 
 def _short(run: Any) -> str:

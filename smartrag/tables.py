@@ -113,14 +113,14 @@ def popularity(record: Record) -> Table:
 def groups(systems: Mapping[str, Mapping[str, Any]], dimension: str, caption: str) -> Table:
     """The systems in each group of a dimension (hops, data set, ...): system -> group -> its means and `n`."""
     values = list(dict.fromkeys(value for of in systems.values() for value in of))
-    names = ("n", "reward", "em", "f1", "retrievals_per_question", "hit_rate")
+    names = ("reward", "em", "f1", "retrievals_per_question", "hit_rate")
     rows = [
-        [value, system, *(of[value].get(name) for name in names)]
+        [value, system, int(of[value].get("n", 0)), *(of[value].get(name) for name in names)]
         for value in values
         for system, of in systems.items()
         if value in of
     ]
-    return Table(caption, [dimension, "system", "questions", *map(label, names[1:])], rows)
+    return Table(caption, [dimension, "system", "questions", *map(label, names)], rows)
 
 
 def own_groups(record: Record) -> list[Table]:

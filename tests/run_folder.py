@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from smartrag import decision, evaluate, gates
 from smartrag.compose import as_yaml, load
-from smartrag.evaluate import MEASURES
+from smartrag.evaluate import COSTS, MEASURES
 
 HOSTILE = "</script></style></svg><script>hacked=1</script><img src=x onerror=hacked=1>$\\frac{\"'&\u202e{{7*7}}"
 SHOWN = HOSTILE.replace("\u202e", r"\u202e")  # as a page spells it out
@@ -22,6 +23,8 @@ QUESTIONS = (
     ("q5", HOSTILE, HOSTILE, (None, "x"), (HOSTILE, HOSTILE), (None, HOSTILE), (HOSTILE, "y")),
 )
 SYSTEMS = ("before", "after", "never", "always")
+# systems of an evaluation and the share of questions for which each retrieves
+ASKED = {"policy": 0.6, "never": 0.0, "always": 1.0, "question": 1.0, "gold_first": 0.6, "oracle": 0.5}
 
 
 def rows(system: int) -> list[dict[str, Any]]:
@@ -64,52 +67,34 @@ def write_run(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def write_evaluation(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
-    """evaluations/test/evaluation.json with every part that the contract names."""
-    measured = [*MEASURES, "accuracy", "model_calls", "prompt_tokens", "generated_tokens", "latency_s"]
-    groups = {v: {"n": 40, **{name: rng.uniform(0.01, 2) for name in measured}} for v in ("1", HOSTILE)}
-    names = ("policy", "never", "always", "question", "oracle")
+    """evaluations/test/evaluation.json, of random columns through the functions that make a real one."""
+    systems = {name: _columns(rng, share) for name, share in ASKED.items()}
+    policy, never, always = (systems[name] for name in ("policy", "never", "always"))
+    scores = {gate: rng.uniform(size=len(never["em"])) for gate in ("entropy", "$x^", HOSTILE)}
+    groups = [("1", HOSTILE)[i % 2] for i in range(len(never["em"]))]
     found = {
         "run": str(folder),
-        "checkpoint": "checkpoints/step_00000012",
-        "questions": 80,
-        "settings": {"data": HOSTILE, "retriever.k": 4},
+        "weights": "/somewhere/checkpoints/step_00000012/policy",
+        "when": "2026-01-02 03:04:05",
+        "changed": [f"data={HOSTILE}", "retriever.k=4"],
         "versions": {"torch": "2.13.0"},
-        "seconds": {"answering": 61.5},
+        "questions": len(groups),
         "systems": {
-            name: {"n": 80, **{m: figures(rng) for m in measured}, "by": {"dataset": groups, "popularity": groups}}
-            for name in names
+            name: {**evaluate.summary(of, 0), "by": {"dataset": evaluate.by_group(of, groups)}}
+            for name, of in systems.items()
         },
-        "differences": {f"policy_minus_{name}": {m: figures(rng) for m in MEASURES} for name in names[1:]},
+        "differences": {f"policy_minus_{x}": evaluate.differences(policy, systems[x], 0) for x in ("never", "oracle")},
+        "decision": decision.report(systems, load([]).reward, seed=0),
         "gates": {
-            gate: {
-                "auc": {"em": rng.uniform(), "f1": rng.uniform(), "reward": rng.uniform()},
-                "curve": [
-                    {
-                        "threshold": t / 4,
-                        "retrievals_per_question": t / 4,
-                        "em": 0.4 + t / 8,
-                        "f1": 0.5,
-                        "reward": t / 5,
-                    }
-                    for t in range(5)
-                ],
-                "tuned": {"threshold": 0.25, **{m: figures(rng) for m in measured}},
-            }
-            for gate in ("entropy", "popularity", "$x^", HOSTILE)
+            gate: gates.judged(gate, score, score, systems, {"never": never, "always": always}, draws=2, seed=0)
+            for gate, score in scores.items()
         },
-        "decision": {
-            "over_search_rate": rng.uniform(),
-            "hit_by_right": [
-                {"row": row, "column": column, "share": rng.uniform()}
-                for row in ("hit", HOSTILE)
-                for column in ("right", "wrong")
-            ],
-        },
+        "seconds": {"test": 61.5},
     }
-    found["systems"]["never"]["hit_rate"] = None
+    found["decision"]["hit_and_right"][0]["row"] = HOSTILE
     path = folder / "evaluations" / "test" / "evaluation.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(found, default=float))
     return found
 
 
@@ -124,17 +109,28 @@ def write_sweep(path: Path, rng: np.random.Generator) -> dict[str, Any]:
         for value in (-0.1, -0.4, HOSTILE)
         for seed in (0, 1)
     ]
-    found = {"setting": f"reward.retrieval {HOSTILE}", "warmup": "w", "points": points}
+    points[0] |= {"never": points[1], "always": points[2]}
+    curve = [{"value": -0.1, "seeds": [0, 1], **{m: figures(rng) for m in MEASURES}}]
+    found = {"setting": f"reward.retrieval {HOSTILE}", "warmup": {"0": "w"}, "points": points, "curve": curve}
     path.write_text(json.dumps(found))
     return found
 
 
 def write_ablation(path: Path, rng: np.random.Generator) -> dict[str, Any]:
-    told = (["decision"], ["decision", "answer"], "composed", HOSTILE)
+    told = (["decision"], ["decision", "answer"], "composed", HOSTILE, [])
     rows = [{"trained": t, "seed": 0, "run": "/runs/a/b", **{m: figures(rng) for m in MEASURES}} for t in told]
-    found = {"episodes": 7680, "warmup": "w", "rows": rows}
+    gaps = [{"all_minus": HOSTILE, "seed": seed, **{m: figures(rng) for m in MEASURES}} for seed in (0, None)]
+    found = {"episodes": 7680, "warmup": {"0": "w"}, "rows": rows, "differences": gaps}
     path.write_text(json.dumps(found))
     return found
+
+
+def _columns(rng: np.random.Generator, share: float, n: int = 20) -> evaluate.Columns:
+    searched = np.arange(n) < share * n
+    found = {name: rng.uniform(0.01, 2, n) for name in (*MEASURES, *COSTS)}
+    right = rng.uniform(size=n) < 0.4 + 0.4 * searched
+    found |= {"em": right.astype(float), "retrievals_per_question": searched.astype(float)}
+    return found | {"hit_rate": np.where(searched, rng.integers(0, 2, n), np.nan)}
 
 
 def _episode(name: str, place: str, gold: str, query: str | None, answer: str) -> dict[str, Any]:

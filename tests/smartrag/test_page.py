@@ -13,7 +13,7 @@ import pytest
 
 from smartrag import contrast, page
 from smartrag.compose import ROOT
-from smartrag.evaluate import MEASURES
+from smartrag.evaluate import COSTS, MEASURES
 from smartrag.log import RunFolder
 from smartrag.prose import number
 from smartrag.tables import LABELS
@@ -84,7 +84,8 @@ def _cell(x: Any) -> str:
 
 
 def _signed(x: dict[str, float]) -> str:
-    return f"+{x['mean']:.3f} [+{x['low']:.3f}, +{x['high']:.3f}]"
+    mean, low, high = (f"{x[name]:+.3f}" if x[name] else "0.000" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]".replace("-", "−")
 
 
 @pytest.fixture(scope="module")
@@ -153,26 +154,43 @@ def test_evaluations_sweeps_and_ablations_show_what_the_files_say(whole: tuple) 
     seen, _, told = whole
     evaluation = told["evaluation"]
     systems = seen.table("Systems, mean")
-    for name in ("reward", "em", "accuracy", "hit_rate", "latency_s"):
+    for name in (*MEASURES, *COSTS):
         assert systems[LABELS[name]] == [_cell(of[name]) for of in evaluation["systems"].values()]
     gaps = seen.table("Paired differences")
-    assert gaps["policy minus always"][0] == _signed(evaluation["differences"]["policy_minus_always"]["reward"])
-    gates = seen.table("Threshold gates")
+    for other, gap in evaluation["differences"].items():
+        assert gaps[other.replace("_", " ")][0] == _signed(gap["reward"])
+    areas, shown = seen.table("Threshold gates"), ("reward", "em", "retrievals_per_question", "model_calls")
     for gate, of in evaluation["gates"].items():
         gate = gate.replace("\u202e", r"\u202e")
-        assert gates[gate][:4] == [_cell(x) for x in (*of["auc"].values(), 0.25)]
-        assert gates[gate][4:] == [_cell(of["tuned"][m]) for m in ("reward", "em", "retrievals_per_question")]
-    shares = [cell["share"] for cell in evaluation["decision"]["hit_by_right"]]
-    crossed = seen.table("hit by right")
-    assert [crossed["hit"], crossed[SHOWN]] == [[_cell(x) for x in shares[:2]], [_cell(x) for x in shares[2:]]]
-    assert seen.table("Decisions")["over search rate"] == [_cell(evaluation["decision"]["over_search_rate"])]
+        assert areas[gate] == [_cell(x) for x in of["auc"].values()]
+        for kind, caption in (("tuned", "threshold tuned"), ("matched", "with the policy's")):
+            figures = [of[kind][name] for name in ("threshold", *shown)]
+            assert seen.table(f"Gates, {caption}")[gate] == [_cell(x) for x in figures]
+            gap = of[kind]["policy_minus_this"]
+            assert seen.table(f"Policy minus gate, {caption}")[gate] == [_signed(gap[name]) for name in shown]
+    decided = evaluation["decision"]
+    shares = [cell["share"] for cell in decided["necessity"]]
+    assert list(seen.table("necessity").values())[1:] == [
+        [_cell(x) for x in shares[:2]],
+        [_cell(x) for x in shares[2:]],
+    ]
+    rates = [x for x in decided.values() if isinstance(x, float) or x is None]
+    assert [row[1] for row in seen.tables["Decisions of the policy"][1:]] == [_cell(x) for x in rates]
+    for role, of in decided["counterfactuals"].items():
+        assert seen.table("The policy with one role made perfect")[role][0] == _cell(of["reward"])
+        assert seen.table("What that gains")[role][0] == _signed(of["gain"]["reward"])
     points = seen.tables["Points of the sweep, one a run"][1:]
     for row, point in zip(points, told["sweep"]["points"], strict=True):
         assert row[1:4] == [str(point["seed"]), _cell(point["reward"]), _cell(point["em"])]
         assert "/somewhere" not in row[-1], "only experiment/id of a run's path"
     rows = seen.tables["Rows of the ablation, one a run"][1:]
-    assert [row[0] for row in rows] == ["decision", "decision + answer", "composed", SHOWN]
+    assert [row[0] for row in rows] == ["decision", "decision + answer", "composed", SHOWN, "nothing"]
     assert [row[2] for row in rows] == [_cell(row["reward"]) for row in told["ablation"]["rows"]]
+    together = seen.tables["All seeds of a value together"][1]
+    assert together[1:3] == ["0, 1", _cell(told["sweep"]["curve"][0]["reward"])]
+    gaps = seen.tables["All roles together, minus the row, paired"][1:]
+    assert [row[:2] for row in gaps] == [[SHOWN, "0"], [SHOWN, "all"]]
+    assert [row[2] for row in gaps] == [_signed(gap["reward"]) for gap in told["ablation"]["differences"]]
 
 
 def test_cost_is_summed_as_reserved(whole: tuple) -> None:
