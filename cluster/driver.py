@@ -21,14 +21,12 @@ from smartrag.log import versions
 logger = logging.getLogger("smartrag")
 
 BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, NO_JUDGE = 3, 4, 5, 6
+REFUSALS = (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable)
 
 
 def drive(run: Run, *, warmup_only: bool = False) -> int:
     """Train to the end, or only through the warm-up; returns the exit code."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logger.setLevel(logging.INFO)
-    for chatty in ("ray.rllib", "ray.tune"):  # advice on settings that are not ours
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    show_log()
     algorithm: SmartRAGPPO | None = None
     try:
         algorithm = SmartRAGPPO(SmartRAGConfig().smartrag(run))
@@ -37,14 +35,26 @@ def drive(run: Run, *, warmup_only: bool = False) -> int:
             return 0
         _loop(algorithm)
         _finish(algorithm)
-    except (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable) as error:
-        print(error, file=sys.stderr)
-        codes = {BadInput: BAD_INPUT, DoesNotFit: DOES_NOT_FIT, JudgeUnavailable: NO_JUDGE}
-        return codes.get(type(error), NOTHING_TO_RESUME)
+    except REFUSALS as error:
+        return refused(error)
     finally:
         if algorithm is not None:
             algorithm.stop()
     return 0
+
+
+def show_log() -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.INFO)
+    for chatty in ("ray.rllib", "ray.tune"):  # advice on settings that are not ours
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def refused(error: Exception) -> int:
+    """Says what a run was refused for; returns the exit code."""
+    print(error, file=sys.stderr)
+    codes = {BadInput: BAD_INPUT, DoesNotFit: DOES_NOT_FIT, JudgeUnavailable: NO_JUDGE}
+    return codes.get(type(error), NOTHING_TO_RESUME)
 
 
 def _loop(algorithm: SmartRAGPPO) -> None:

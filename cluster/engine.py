@@ -24,8 +24,11 @@ _CPU_BATCH_TOKENS = 8192  # prompt tokens of one engine step
 _TOP = 20  # best tokens that a greedy generation's uncertainty is told from: vLLM's default limit
 
 
-def engine_args(model: Model, cluster: Cluster, path: str) -> dict[str, Any]:
-    """vLLM's arguments for the policy in the folder `path`; `cluster.engine.engine_args` has the last word."""
+def engine_args(model: Model, cluster: Cluster, path: str, engines: int = 1) -> dict[str, Any]:
+    """vLLM's arguments for the policy in the folder `path`; `cluster.engine.engine_args` has the last word.
+
+    `engines` of one worker divide its GPU's memory.
+    """
     engine = cluster.engine
     args: dict[str, Any] = {
         "model": path,
@@ -57,7 +60,10 @@ def engine_args(model: Model, cluster: Cluster, path: str) -> dict[str, Any]:
         }
     if cluster.colocated:
         args["enable_sleep_mode"] = True
-    return args | engine.engine_args
+    args |= engine.engine_args
+    if engines > 1 and "gpu_memory_utilization" in args:
+        args["gpu_memory_utilization"] /= engines
+    return args
 
 
 def engine_env(cluster: Cluster) -> dict[str, str]:
@@ -250,7 +256,9 @@ class Engine:
             await self._llm.sleep(level=1)
 
     async def wake_up(self) -> None:
-        """Serve again with the weights it fell asleep with."""
+        """Serve again with the weights it fell asleep with, if it sleeps."""
+        if not self._asleep:
+            return
         with _exit_if_dead():
             await self._llm.wake_up()
         self._asleep = False

@@ -6,7 +6,7 @@ Nothing is started before it is empty.
 import math
 from typing import Any
 
-from smartrag.choices import KL, Judge, KLIn, Teacher, WeightBackend
+from smartrag.choices import KL, Judge, KLIn, Role, Teacher, WeightBackend
 from smartrag.config import Data, Run
 from smartrag.data import NAMED
 from smartrag.reward import full_score
@@ -129,6 +129,7 @@ def check(run: Run) -> list[str]:
         problems.append(
             f"train.episodes={run.train.episodes} must be a multiple of algorithm.samples={run.algorithm.samples}"
         )
+    problems += _of_the_roles(run)
     problems += _of_the_judge(run)
     problems += _of_the_price(run)
     if run.warmup.steps and run.warmup.batch % run.learner.ranks:
@@ -183,6 +184,25 @@ def _of_the_estimators(run: Run) -> list[str]:
         problems.append(
             "algorithm.kl=k1 with algorithm.kl_in=loss has a gradient of mean zero, so it would hold nothing back; "
             "use k2 or k3 there, or algorithm.kl_in=reward"
+        )
+    return problems
+
+
+def _of_the_roles(run: Run) -> list[str]:
+    trains = run.algorithm.trains
+    spelled = f"algorithm.trains=[{','.join(trains)}]"
+    if not trains or len(set(trains)) < len(trains):
+        return [f"{spelled} must name one or more of {', '.join(Role)}, each once"]
+    problems = []
+    if run.algorithm.frozen and run.warmup.steps:
+        problems.append(
+            f"with {spelled} the weights that the run starts from play {' and '.join(run.algorithm.frozen)}, so they "
+            f"must be warmed up already: set warmup.steps=0, got {run.warmup.steps}, and model.path to what "
+            "launch/warmup.py made"
+        )
+    if Role.answer not in trains and not max(run.training_quotas):
+        problems.append(
+            f"{spelled} learns nothing where every answer is forced; raise algorithm.quota (or train.quotas) above 0"
         )
     return problems
 

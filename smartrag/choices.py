@@ -14,6 +14,14 @@ class WeightBackend(StrEnum):
     ipc = "ipc"  # learner and engine share a GPU
 
 
+class Role(StrEnum):
+    """What the policy does, see `roles.py`."""
+
+    decision = "decision"  # to search or to answer
+    query = "query"  # what to ask the retriever
+    answer = "answer"  # what to answer
+
+
 class Advantage(StrEnum):
     gae = "gae"  # token by token, with a critic
     turn_gae = "turn_gae"  # turn by turn, with a critic: every token of a turn shares its credit

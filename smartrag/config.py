@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from smartrag.choices import KL, Advantage, Importance, Judge, KLIn, Precision, Teacher, WandbMode, WeightBackend
+from smartrag.choices import KL, Advantage, Importance, Judge, KLIn, Precision, Role, Teacher, WandbMode, WeightBackend
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,6 +63,7 @@ class Algorithm:
     """Policy optimisation over retrieval episodes. Symbols as in Schulman et al. 2017."""
 
     quota: int  # N: retrievals an episode may make (SmartRAG, Algorithm 1)
+    trains: list[Role]  # roles whose tokens are learned from; the weights the run starts from play the others
     advantage: Advantage
     samples: int  # episodes a question gets in one step; estimators that compare samples need two or more
     temperature: float  # of the sampling policy
@@ -81,6 +82,11 @@ class Algorithm:
     importance: Importance
     importance_cap: float  # the largest importance weight
     critic_warmup_steps: int  # steps in which only the critic learns
+
+    @property
+    def frozen(self) -> list[Role]:
+        """The roles that are not trained."""
+        return [role for role in Role if role not in self.trains]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -202,6 +208,14 @@ class Log:
     project: str
     episodes: int  # episodes a step written to episodes.jsonl
     progress: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Ablation:
+    """What launch/ablate.py takes beside the settings of a run; values in conf/ablate.yaml."""
+
+    seeds: list[int]  # every row is run with each
+    rows: list[str]  # names of ablation.ROWS, or `composed`
 
 
 @dataclass(kw_only=True, slots=True)

@@ -16,6 +16,7 @@ import hashlib
 import time
 
 from smartrag.prompt import Prompt
+from smartrag.roles import roles
 from smartrag.types import (
     Action,
     ActionKind,
@@ -90,7 +91,8 @@ async def run_episode(
         generated = time.monotonic()
         retrieved = await _search(action, retrieve, request)
         seconds = generated - began, time.monotonic() - generated
-        turns.append(Turn(new_context, completion, action, retrieved, bool(forced), *seconds))
+        own = roles(completion.token_ids, prompt, tag=forced)
+        turns.append(Turn(new_context, completion, action, retrieved, bool(forced), own, *seconds))
         if retrieved is None:
             return Episode(request.id, request.question, tuple(turns), _ENDS[action.kind])
         context += completion.token_ids

@@ -86,7 +86,8 @@ def _advantages(
             compare = advantage.rloo if algorithm.advantage is Advantage.rloo else advantage.grpo
             episode = torch.where(mask, rewards, 0.0).sum(1)  # [B]
             count = 1 + int(ranks.max(float(batch.groups.max())))
-            totals = ranks.sum(advantage.group_totals(episode, batch.groups, count))
+            real = mask.any(1)  # not so of `batch.nothing`
+            totals = ranks.sum(advantage.group_totals(episode[real], batch.groups[real], count))
             return torch.where(mask, compare(episode, totals[batch.groups])[:, None], 0.0), nothing
 
 
@@ -107,7 +108,7 @@ def metrics(exp: Experience, algorithm: Algorithm, ranks: Ranks) -> dict[str, fl
     total = ranks.sums(
         {
             "tokens": float(mask.sum()),
-            "episodes": float(len(mask)),
+            "episodes": float(mask.any(1).sum()),
             "computed": float(exp.computed),
             "real": float(exp.batch.attention_mask.sum()),
             "kl": float(loss.masked_sum(loss.k1(exp.old, exp.reference), mask)),

@@ -26,6 +26,7 @@ logger = logging.getLogger("smartrag")
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyserini", "hydra-core", "wandb", "numpy")
 _PROBE_S = 2.0
+COLUMNS = ("reward", "em", "f1", "retrievals_per_question")  # measures that every evaluated question has
 
 
 class RunFolder:
@@ -40,13 +41,7 @@ class RunFolder:
     @classmethod
     def create(cls, runs: str, name: str) -> "RunFolder":
         """A new folder, named by the time and four random hex digits, with `latest` pointing at it."""
-        parent = Path(runs).resolve() / name
-        folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        run = cls(folder)
-        link = parent / f".latest-{folder.name}"
-        link.symlink_to(folder.name)
-        os.replace(link, parent / "latest")  # atomic: `latest` always points at something
-        return run
+        return cls(new_folder(Path(runs).resolve() / name))
 
     @classmethod
     def find(cls, runs: str, name: str, resume: str) -> "RunFolder":
@@ -80,10 +75,10 @@ class RunFolder:
         self.write(f"evaluation-{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def evaluation(self, name: str) -> dict[str, np.ndarray]:
-        """[n] rewards and exact matches of evaluation-<name>.jsonl, in the order of the questions."""
+        """COLUMNS of evaluation-<name>.jsonl, [n] each, in the order of the questions."""
         lines = (self.folder / f"evaluation-{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-        return {column: np.array([row[column] for row in rows]) for column in ("reward", "em")}
+        return {column: np.array([row[column] for row in rows]) for column in COLUMNS}
 
     def rows(self) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
@@ -132,6 +127,16 @@ class RunFolder:
                 self._wandb.summary[name] = value
             self._wandb.finish()
             self._wandb = None
+
+
+def new_folder(parent: Path) -> Path:
+    """A folder in `parent` named by the time and four random hex digits, with `latest` beside it pointing at it."""
+    folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    folder.mkdir(parents=True)
+    link = parent / f".latest-{folder.name}"
+    link.symlink_to(folder.name)
+    os.replace(link, parent / "latest")  # atomic: `latest` always points at something
+    return folder
 
 
 def run_and_checkpoint(path: Path) -> tuple[Path, Path | None]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from smartrag.choices import Role
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -114,6 +116,7 @@ class Turn:
     action: Action
     retrieved: Hits | Empty | None  # None unless the action is a search
     forced: bool  # the tag was not the policy's choice: it stands in context_ids
+    roles: tuple[Role, ...]  # [G] which each generated token belongs to
     generation_s: float = field(default=0.0, compare=False)  # wall-clock seconds of the generation
     retrieval_s: float = field(default=0.0, compare=False)  # and of the retrieval
 
@@ -175,7 +178,7 @@ class Trajectory:
 
     id: str
     token_ids: tuple[int, ...]  # [T] context and generated tokens in the order the engine saw them
-    mask: tuple[bool, ...]  # [T] True on tokens the policy chose; nothing else is trained on
+    mask: tuple[bool, ...]  # [T] True on tokens the policy chose in a trained role; nothing else is trained on
     logprobs: tuple[float, ...]  # [T] engine's log-probs, 0.0 where mask is False
     rewards: tuple[float, ...]  # [T] non-zero only where mask is True
     weight_versions: tuple[int, ...]  # [T] -1 where mask is False

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from smartrag import advantage, experience, loss, packing
-from smartrag.batch import collate
+from smartrag.batch import collate, nothing
 from smartrag.choices import KLIn
 from smartrag.config import Algorithm
 from smartrag.experience import Experience, Models
@@ -43,10 +43,13 @@ def update(minibatches: Sequence[Sequence[Trajectory]], setup: Setup) -> dict[st
     """PPO on this rank's share of each minibatch (Schulman et al. 2017, arXiv 1707.06347, algorithm 1).
 
     experience -> epochs x minibatches x (micro-batches -> gradient) -> optimiser step.  Returns metrics.
+
+    No minibatch may be empty on all ranks; this rank's share of any, or of all, may be.
     """
     algorithm, ranks = setup.algorithm, setup.ranks
+    ours = [t for part in minibatches for t in part]
     exp = experience.gather(
-        collate([t for part in minibatches for t in part], setup.pad_id),
+        collate(ours, setup.pad_id) if ours else nothing(setup.pad_id),
         setup.models,
         algorithm,
         ranks,

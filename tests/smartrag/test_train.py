@@ -266,6 +266,23 @@ def test_voided_episodes_are_counted_and_not_learned_from(
     assert [json.loads(line)["training_reward"] for line in lines] == [None, 2.0, 1.0, 2.0][: len(lines)]
 
 
+def test_a_step_whose_trained_role_was_never_played_teaches_nothing_and_the_run_goes_on(
+    tmp_path: Path, folder: RunFolder
+) -> None:
+    machines = Machines()
+    run = _run("algorithm.trains=[query]", "warmup.steps=0")
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, run)
+    training.begin([])
+    first = training.step()  # the policy searches, and then knows
+    assert (first["untrained_episodes"], first["kl_ref"], first["training_reward"]) == (0, 0.1, pytest.approx(1.8))
+    machines.diary.clear()
+    second = training.step()
+    assert machines.diary == ["rollout 4", "rest", "push 2"]
+    assert (second["untrained_episodes"], second["reward"]) == (4, pytest.approx(2.0))
+    assert not {"kl_ref", "training_reward"} & set(second)
+    assert second["generated_tokens"] > 0
+
+
 def test_a_run_is_not_resumed_on_other_questions(tmp_path: Path, folder: RunFolder) -> None:
     store = Shelf(tmp_path)
     _training(tmp_path, Machines(), store, folder).begin([])

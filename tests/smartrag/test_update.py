@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smartrag import batch, loss
-from smartrag.choices import KL, Advantage, Importance, KLIn
+from smartrag.choices import KL, Advantage, Importance, KLIn, Role
 from smartrag.config import Algorithm
 from smartrag.experience import Models
 from smartrag.model import Critic, Policy
@@ -23,6 +23,7 @@ from tests import tiny
 
 ALGORITHM = Algorithm(
     quota=1,
+    trains=list(Role),
     advantage=Advantage.gae,
     kl=KL.k1,
     kl_in=KLIn.reward,
@@ -130,6 +131,25 @@ def test_ranks_do_not_change_the_update(ranks: int, algorithm: Algorithm) -> Non
     for rank, found in enumerate(on_threads(ranks, work)):
         assert gap(one.parameters(), built[rank].parameters()) < 1e-5
         assert same_but_padding(found, metrics)
+
+
+@pytest.mark.parametrize(("count", "algorithm"), [(1, ALGORITHM), (2, GRPO)], ids=["ppo", "grpo"])
+def test_ranks_without_a_trajectory_take_part_and_change_nothing(count: int, algorithm: Algorithm) -> None:
+    """Where only some roles are trained, few episodes of a step may teach anything."""
+    episodes = [replace(t, group=0) for t in tiny.trajectories(count)]
+    side = Side(alone())
+    one = update([[t] for t in episodes], replace(side.setup, algorithm=algorithm))
+    built = [Side(alone()) for _ in range(3)]
+
+    def work(me: Ranks) -> dict[str, float]:
+        mine = built[me.rank]
+        mine.policy.ranks = mine.critic.ranks = me
+        parts = [batch.shards([t], 3)[me.rank] for t in episodes]
+        return update(parts, replace(mine.setup, ranks=me, algorithm=algorithm))
+
+    for rank, found in enumerate(on_threads(3, work)):
+        assert gap(side.parameters(), built[rank].parameters()) < 1e-5
+        assert same_but_padding(found, one)
 
 
 def test_the_first_ratio_is_one_and_later_ones_are_not() -> None:
