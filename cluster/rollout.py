@@ -140,8 +140,9 @@ class RolloutPool:
         """Ends the workers, their engines first: these are processes of their own, and would for a while outlive the
         workers and hold on to memory that whoever comes next needs."""
         handles = self.handles()
-        refs = [handles[worker].close.remote() for worker in self._trusted]
-        ray.wait(refs, num_returns=len(refs), timeout=CLOSE_S) if refs else None
+        refs: list[Any] = [handles[worker].close.remote() for worker in self._trusted]
+        if refs:
+            ray.wait(refs, num_returns=len(refs), timeout=CLOSE_S)
         for handle in handles.values():
             ray.kill(handle)
         self._manager.clear()

@@ -117,6 +117,11 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path, driver: Driver, capsys:
     assert "other warmup.steps, train.steps;" in capsys.readouterr().err
 
 
+def _family(*titles: str) -> list[psutil.Process]:
+    """Our descendants by what their command lines begin with; Ray and vLLM name processes after what they are."""
+    return [p for p in psutil.Process().children(recursive=True) if (p.cmdline() or [""])[0].startswith(titles)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
@@ -140,5 +145,6 @@ def test_frozen_roles_through_the_real_machines_and_nothing_left_behind(tmp_path
     assert row["engine_gap_max"] < 1e-2
     assert row["policy_tokens"] < row["generated_tokens"] / 2  # the tags
     assert row["untrained_episodes"] == 0
-    left = [process.name() for process in psutil.Process().children(recursive=True)]
-    assert not [name for name in left if "VLLM" in name or "RolloutWorker" in name or "LearnerRank" in name]
+    assert not _family("VLLM"), "an engine would hold on to memory that the next run needs"
+    _, left = psutil.wait_procs(_family("ray::RolloutWorker", "ray::LearnerRank", "ray::RetrievalReplica"), timeout=30)
+    assert not left
