@@ -84,6 +84,10 @@ class RolloutWorker:
             await engine.check()
         return "pong"
 
+    async def close(self) -> None:
+        for engine in (self.engine, *self.frozen.values()):
+            engine.close()
+
     async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What FaultTolerantActorManager calls."""
         result = func(self, *args, **kwargs)

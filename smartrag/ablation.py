@@ -155,12 +155,20 @@ def as_text(outcomes: Sequence[Outcome], episodes: int) -> str:
     seeds, n = len({o.seed for o in outcomes}), len(outcomes[0].columns["reward"])
     title = f"{n} test questions, {seeds} seed(s), {episodes:,} episodes a training, mean [95 % interval]"
     table = Table(title=title, box=box.SIMPLE)
-    for name in ("trained", "episodes", "reward", "em", "retrievals", "all minus it: reward"):
+    for name in (
+        "trained",
+        "episodes",
+        "reward",
+        "em",
+        "retrievals",
+        *(["all minus it: reward"] if ALL in by_row else []),
+    ):
         table.add_column(name, justify="left" if name == "trained" else "right")
     for row, members in by_row.items():
         shown = [_figures(_pooled([o.columns[m] for o in members])) for m in ("reward", "em", COLUMNS[3])]
         gains = [*_gains(by_row, row, "reward").values()]
-        table.add_row(row, f"{members[0].episodes:,}", *shown, _figures(_pooled(gains)))
+        shown += [_figures(_pooled(gains))] if ALL in by_row else []
+        table.add_row(row, f"{members[0].episodes:,}", *shown)
     console = Console(width=126)
     with console.capture() as capture:
         console.print(table)
@@ -172,8 +180,8 @@ def as_text(outcomes: Sequence[Outcome], episodes: int) -> str:
         if COMPOSED in by_row:
             parts = by_row[COMPOSED][0].episodes // max(1, episodes)
             console.print(
-                f"{COMPOSED} is {parts} policies of the single rows, each in its own role: together they were trained "
-                f"on {parts} times as many episodes as any other row."
+                f"{COMPOSED} is {parts} of the single rows' policies, each in its own role; together they had {parts} "
+                "times the episodes of any other row."
             )
     return capture.get()
 

@@ -15,6 +15,7 @@ from smartrag.prompt import Prompt
 from smartrag.types import Completion, Generate, Stop
 
 _NOTHING = Completion((), (), Stop.LENGTH, ())
+_BY_TOKEN = ("token_ids", "logprobs", "weight_versions", "entropies", "margins")  # fields of a completion
 
 
 def roles(token_ids: Sequence[int], prompt: Prompt, *, tag: Sequence[int] = ()) -> tuple[Role, ...]:
@@ -82,23 +83,9 @@ def _forced(ids: Sequence[int], prompt: Prompt) -> Role | None:
 
 
 def _joined(a: Completion, b: Completion) -> Completion:
-    return Completion(
-        a.token_ids + b.token_ids,
-        a.logprobs + b.logprobs,
-        b.stop,
-        a.weight_versions + b.weight_versions,
-        a.entropies + b.entropies,
-        a.margins + b.margins,
-    )
+    return Completion(stop=b.stop, **{name: getattr(a, name) + getattr(b, name) for name in _BY_TOKEN})
 
 
 def _first(written: Completion, count: int) -> Completion:
     """Its first `count` tokens, to be gone on with."""
-    return Completion(
-        written.token_ids[:count],
-        written.logprobs[:count],
-        Stop.LENGTH,
-        written.weight_versions[:count],
-        written.entropies[:count],
-        written.margins[:count],
-    )
+    return Completion(stop=Stop.LENGTH, **{name: getattr(written, name)[:count] for name in _BY_TOKEN})

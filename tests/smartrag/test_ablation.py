@@ -81,7 +81,7 @@ def test_differences_are_paired_by_question_and_pooled_over_seeds() -> None:
     text = as_text(outcomes, 100)
     assert "2 test questions, 2 seed(s), 100 episodes a training" in text
     assert "reward, all minus decision, by seed: +0.500 +0.500" in text
-    assert "composed is 3 policies of the single rows" in text
+    assert "composed is 3 of the single rows' policies" in text
     assert all(row in text for row in ("warm-up", "decision", "all", "composed", "0.500 [0.500, 0.500]"))
 
 

@@ -69,7 +69,8 @@ class Scripted:
 
 def completion(written: Sequence[tuple[int, float, int]], end_id: int) -> Completion:
     ids, logprobs, versions = zip(*written, strict=True)
-    return Completion(ids, logprobs, Stop.END if ids[-1] == end_id else Stop.LENGTH, versions)
+    stop = Stop.END if ids[-1] == end_id else Stop.LENGTH
+    return Completion(ids, logprobs, stop, versions, entropies=logprobs, margins=logprobs)
 
 
 TEXTS = st.builds(
