@@ -101,9 +101,8 @@ class LearnerRank:
         group, algorithm = self.run.learner, self.run.algorithm
         left = 1 - (1 - group.final_rate) * min(1.0, step / max(1, self.run.train.steps))
         train_policy = step >= algorithm.critic_warmup_steps
-        self._set_learning_rates(
-            policy=group.learning_rate * left * train_policy, critic=group.critic_learning_rate * left
-        )
+        policy_rate = group.learning_rate * left if train_policy else 0.0
+        self._set_learning_rates(policy=policy_rate, critic=group.critic_learning_rate * left)
         setup = Setup(
             models=self._models(),
             algorithm=algorithm,

@@ -61,6 +61,8 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("reward.retrieval=nan", "reward.retrieval must be a finite number, got nan"),
         ("algorithm.temperature=nan", "algorithm.temperature must be between"),
         ("algorithm.advantage=rloo", "leaves nothing to compare; use 2 or more"),
+        ("algorithm=grpo algorithm.critic=shared", "has no critic; leave it at separate"),
+        ("algorithm.critic=both", "expected one of [separate, shared]"),
         ("algorithm.kl_in=loss", "has a gradient of mean zero"),
         ("algorithm.samples=7", "train.episodes=64 must be a multiple of algorithm.samples=7"),
         ("train.episodes=65", "must be a multiple of learner.ranks x algorithm.minibatches"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from smartrag import batch, loss, model
+from smartrag import batch, loss, model, packing
 from smartrag.actor_critic import Separate
 from smartrag.choices import KL, Advantage, Critic, Importance, KLIn, Role
 from smartrag.config import Algorithm
@@ -107,10 +107,22 @@ def on_threads(count: int, work: Callable[[Ranks], Any]) -> list[Any]:
 def test_micro_batches_do_not_change_the_update() -> None:
     episodes = tiny.trajectories(12)
     whole, metrics = run(episodes)
-    for budget in (1, 100, 170):  # one trajectory at a time, and two uneven cuts
+    for budget in (1, 100, 170):  # one row at a time, and two uneven cuts
         cut, cut_metrics = run(episodes, micro_batch_tokens=budget)
         assert gap(whole.parameters(), cut.parameters()) < 1e-5
         assert same_but_padding(cut_metrics, metrics)
+
+
+@pytest.mark.parametrize("budget", [1, 150, 10_000])
+def test_packing_does_not_change_the_update(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trajectory at a time; a few, padded; all, padded."""
+    episodes = tiny.trajectories(12)
+    packed, metrics = run(episodes)
+    monkeypatch.setattr(packing, "plan", tiny.unpacked_plan)
+    unpacked, its_metrics = run(episodes, micro_batch_tokens=budget)
+    assert gap(packed.parameters(), unpacked.parameters()) < 1e-5
+    assert same_but_padding(its_metrics, metrics)
+    assert (its_metrics["padding"] == 0) == (budget == 1)
 
 
 GRPO = replace(ALGORITHM, advantage=Advantage.grpo, kl=KL.k3, kl_in=KLIn.loss, importance=Importance.sequence)
