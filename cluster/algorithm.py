@@ -5,20 +5,23 @@ environment runners, modules, learners and checkpoints do not fit language model
 """
 
 import asyncio
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.tune import PlacementGroupFactory
 
 from cluster.checkpoint import Checkpoints
+from cluster.placement import bundles
 from cluster.system import BadInput, System, inputs
-from smartrag import warmup
+from smartrag import page, plot, warmup
 from smartrag.choices import Teacher
 from smartrag.compose import as_yaml
 from smartrag.config import Run
-from smartrag.log import RunFolder, run_and_checkpoint
+from smartrag.log import RunFolder, run_and_checkpoint, versions
 from smartrag.prompt import Prompt
 from smartrag.rows import DataError
 from smartrag.teacher import lessons
@@ -39,7 +42,10 @@ class SmartRAGConfig(AlgorithmConfig):
 
 
 class SmartRAGPPO(Algorithm):
-    """`setup` is a run up to its first PPO step, `step` is one PPO step, `cleanup` leaves nothing behind."""
+    """`setup` is a run up to its first PPO step, `step` is one PPO step, `cleanup` leaves nothing behind.
+
+    A driver calls `train` until a result is `done`; so does Tune, whose config names the run: {"run": Run}.
+    """
 
     training: Training
     folder: RunFolder
@@ -48,6 +54,11 @@ class SmartRAGPPO(Algorithm):
     @classmethod
     def get_default_config(cls) -> AlgorithmConfig:
         return SmartRAGConfig()
+
+    @classmethod
+    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+        """What Tune reserves for a trial: nothing for this driver of it, and a bundle for each of its actors."""
+        return PlacementGroupFactory([{}, *bundles(config["run"])], strategy="PACK")
 
     def setup(self, config: AlgorithmConfig) -> None:  # type: ignore[override]  # RLlib itself narrows it so
         """Warm-up and evaluation before PPO, or resume. RLlib's own set-up would build gym environments."""
@@ -102,7 +113,14 @@ class SmartRAGPPO(Algorithm):
         return asyncio.run(samples)
 
     def step(self) -> dict[str, Any]:
-        return self.training.step()
+        """One PPO step; when none is left, the run's end: evaluation after PPO, summary.json, pictures, `done`."""
+        if not self.training.done:
+            return self.training.step()
+        summary = self.training.finish() | {"seconds": dict(self.training.seconds), "versions": versions()}
+        self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+        plot.curves(self.folder.rows(), summary, self.folder.folder / "curves.png")
+        page.write(self.folder.folder)
+        return {"done": True}
 
     def cleanup(self) -> None:
         self.folder.close()

@@ -13,10 +13,9 @@ from tqdm import tqdm
 from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
 from cluster.placement import DoesNotFit
 from cluster.system import BadInput
-from smartrag import page, plot, report
+from smartrag import report
 from smartrag.config import Run
 from smartrag.judge import JudgeUnavailable
-from smartrag.log import versions
 
 logger = logging.getLogger("smartrag")
 
@@ -34,7 +33,8 @@ def drive(run: Run, *, warmup_only: bool = False) -> int:
             logger.info("the warmed-up policy is in %s", algorithm.training.store.load()[0] / "policy")
             return 0
         _loop(algorithm)
-        _finish(algorithm)
+        print(report.as_text(json.loads((algorithm.folder.folder / "summary.json").read_text(encoding="utf-8"))))
+        logger.info("all of it is in %s", algorithm.folder.folder)
     except REFUSALS as error:
         return refused(error)
     finally:
@@ -68,20 +68,9 @@ def _loop(algorithm: SmartRAGPPO) -> None:
         mininterval=0.1 if sys.stderr.isatty() else 10,
     )
     with bar:
-        while not training.done:
-            row = algorithm.train()
+        while not (row := algorithm.train())["done"]:
             bar.set_postfix_str(
                 f"reward {row['reward']:.2f}, EM {row['em']:.2f}, retrievals {row['retrievals_per_question']:.2f}, "
                 f"{row['generated_tokens'] / row['seconds_rollout']:.0f} tokens/s, canary {row['push/canary_gap']:.0e}"
             )
             bar.update()
-
-
-def _finish(algorithm: SmartRAGPPO) -> None:
-    """Evaluation after PPO, then summary.json, curves.png and report.html."""
-    training, folder = algorithm.training, algorithm.folder
-    summary = training.finish() | {"seconds": dict(training.seconds), "versions": versions()}
-    folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-    plot.curves(folder.rows(), summary, folder.folder / "curves.png")
-    print(report.as_text(summary))
-    logger.info("all of it is in %s; to look at it, open %s", folder.folder, page.write(folder.folder))

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.index import IndexManifest, IndexProblem, verify
 from cluster.java import start_jvm
+from cluster.manifest import IndexManifest, IndexProblem, verify
+from smartrag.choices import Corpus, Stemmer
+from smartrag.passages import SHOWN
 from smartrag.types import Empty, Failed, Hits, Passage, Retrieved
 
 # A character makes at most one term (Chinese text makes that many), and Lucene refuses queries of more than 1,024.
@@ -21,19 +23,24 @@ def clean(query: str) -> str:
 
 
 class Lucene:
-    """BM25 over a verified index. Starts this process's JVM and imports Pyserini: 10 to 30 seconds.
+    """BM25 over a verified index; queries are analysed as its passages were.
 
-    Raises IndexProblem (absent or damaged), JavaMissing, ValueError for a bad `heap`.
+    Starts this process's JVM and imports Pyserini: 10 to 30 seconds. Raises IndexProblem (absent or damaged),
+    JavaMissing, ValueError for a bad `heap`.
     """
 
     def __init__(self, index: Path, *, k1: float, b: float, threads: int, heap: str) -> None:
         self.manifest: IndexManifest = verify(index)  # before the slow part
         self._threads = threads
         start_jvm(heap)
+        from pyserini.analysis import get_lucene_analyzer
         from pyserini.search.lucene import LuceneSearcher
 
+        stemmer = self.manifest.stemmer
         self._searcher = LuceneSearcher(str(index))
+        self._searcher.set_analyzer(get_lucene_analyzer(stemming=stemmer is not Stemmer.none, stemmer=stemmer.value))
         self._searcher.set_bm25(k1, b)
+        self._field = SHOWN if self.manifest.corpus is Corpus.useless else "contents"
         if self._searcher.num_docs != self.manifest.rows:
             raise IndexProblem(
                 f"the Lucene index at {index} has {self._searcher.num_docs} documents, its manifest says "
@@ -56,9 +63,9 @@ class Lucene:
         names = [str(i) for i in range(len(queries))]
         # Anserini sorts by score and then id before it cuts, so the best k are the first k of the best max(ks).
         found = self._searcher.batch_search(list(queries), names, k=max(ks), threads=self._threads)
-        return [_outcome(found[name][:k]) for name, k in zip(names, ks, strict=True)]
+        return [_outcome(found[name][:k], self._field) for name, k in zip(names, ks, strict=True)]
 
 
-def _outcome(hits: Sequence[Any]) -> Retrieved:
-    passages = tuple(Passage(hit.docid, hit.lucene_document.get("contents"), float(hit.score)) for hit in hits)
+def _outcome(hits: Sequence[Any], field: str) -> Retrieved:
+    passages = tuple(Passage(hit.docid, hit.lucene_document.get(field), float(hit.score)) for hit in hits)
     return Hits(passages) if passages else Empty()

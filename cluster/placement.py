@@ -6,7 +6,12 @@ The group is reserved whole before anything starts, so a run that does not fit s
 from dataclasses import dataclass
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from smartrag.config import Run
@@ -21,6 +26,7 @@ class Seats:
     """A placement group and which of its bundles belong to whom."""
 
     group: PlacementGroup
+    ours: bool  # else it is a trial's, and Tune removes it
     learners: range
     engines: range
     replicas: range
@@ -29,7 +35,8 @@ class Seats:
         return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
 
     def release(self) -> None:
-        remove_placement_group(self.group)
+        if self.ours:
+            remove_placement_group(self.group)
 
 
 def bundles(run: Run, *, learn: bool = True) -> list[dict[str, float]]:
@@ -41,10 +48,14 @@ def bundles(run: Run, *, learn: bool = True) -> list[dict[str, float]]:
 
 
 def reserve(run: Run, *, learn: bool = True) -> Seats:
-    """Reserves the bundles. Raises DoesNotFit, with what was asked and what there is, after the bounded wait."""
+    """Reserves the bundles. Raises DoesNotFit, with what was asked and what there is, after the bounded wait.
+
+    A trial of Tune stands in a group of these very bundles already (`SmartRAGPPO.default_resource_request`).
+    """
     wanted = bundles(run, learn=learn)
-    group = placement_group(wanted, strategy="PACK", name="smartrag")
-    if not group.wait(run.cluster.placement_timeout_s):
+    trial = get_current_placement_group()
+    group = trial or placement_group(wanted, strategy="PACK", name="smartrag")
+    if trial is None and not group.wait(run.cluster.placement_timeout_s):
         remove_placement_group(group)
         raise DoesNotFit(
             f"the run needs {_total(wanted)} in {len(wanted)} bundles; after {run.cluster.placement_timeout_s:.0f} s "
@@ -53,7 +64,7 @@ def reserve(run: Run, *, learn: bool = True) -> Seats:
         )
     ranks = run.learner.ranks if learn else 0
     engines = ranks + run.cluster.engine.workers
-    return Seats(group, range(ranks), range(ranks, engines), range(engines, len(wanted)))
+    return Seats(group, trial is None, range(ranks), range(ranks, engines), range(engines, len(wanted)))
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:

@@ -15,9 +15,10 @@ import ray
 from transformers import AutoTokenizer
 
 from cluster.engine import engine_env
-from cluster.index import cached_index, verify
+from cluster.index import cached_index
 from cluster.java import preflight
 from cluster.learner import LearnerGroup
+from cluster.manifest import verify
 from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
@@ -27,6 +28,7 @@ from smartrag.choices import Role, Teacher
 from smartrag.config import Run
 from smartrag.data import Dataset, load
 from smartrag.model import resolve
+from smartrag.passages import Recipe
 from smartrag.prompt import Budget, Prompt
 
 _CANARY = "The quick brown fox jumps over the lazy dog in Reykjavík, 1999."
@@ -73,18 +75,22 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     data = load(run.data, cache / "data")
     _check_lengths(data, prompt, run)
     retriever = run.retriever
+    recipe = Recipe(stemmer=retriever.stemmer, corpus=retriever.corpus, share=retriever.corpus_share)
     if retriever.index is not None:
         index = Path(retriever.index).expanduser().resolve()
-        verify(index)
+        if (made := verify(index).recipe) != recipe:
+            raise ValueError(
+                f"retriever.index={index} was made with {made}, but the run asks for {recipe}; set retriever.stemmer, "
+                "retriever.corpus and retriever.corpus_share to what it is, or build another with launch/index.py"
+            )
     elif data.corpus is None:
         raise ValueError(
             f"the data ({', '.join(run.data.mix)}) does not bring passages for every question; name a built index with "
             "retriever.index=FOLDER"
         )
     else:
-        index = cached_index(
-            data.corpus, cache / "indexes", threads=os.cpu_count() or 1, k1=retriever.k1, b=retriever.b
-        )
+        threads = os.cpu_count() or 1
+        index = cached_index(data.corpus, cache / "indexes", recipe, threads=threads, k1=retriever.k1, b=retriever.b)
     return Inputs(data, folder, prompt, index, dict.fromkeys(frozen, start))
 
 

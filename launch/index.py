@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Build a Lucene index: python launch/index.py corpus=FOLDER_OR_FILE out=FOLDER [k1=0.9] [b=0.4] [threads=1]"""
+"""Build a Lucene index: python launch/index.py corpus=FOLDER_OR_FILE out=FOLDER [stemmer=porter] [threads=1] ..."""
 
 import sys
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from smartrag.choices import Corpus, Stemmer
+
 
 @dataclass
 class Index:
@@ -18,6 +20,9 @@ class Index:
     out: str = MISSING
     k1: float = MISSING
     b: float = MISSING
+    stemmer: Stemmer = MISSING
+    share: float = MISSING
+    kind: Corpus = MISSING
     threads: int = MISSING
 
 
@@ -26,11 +31,13 @@ def main(config: Index) -> None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         sys.exit(_refused(f"{' and '.join(missing)} must be given; see python launch/index.py --help"))
     from cluster.index import build_index
+    from smartrag.passages import Recipe
 
     given, out = Path(config.corpus).expanduser(), Path(config.out).expanduser()
     corpus = given / "corpus.jsonl" if given.is_dir() else given
+    recipe = Recipe(stemmer=config.stemmer, corpus=config.kind, share=config.share)
     try:
-        manifest = build_index(corpus, out, threads=config.threads, k1=config.k1, b=config.b)
+        manifest = build_index(corpus, out, recipe, threads=config.threads, k1=config.k1, b=config.b)
     except (ValueError, RuntimeError, OSError) as error:  # bad data, an index in the way, no Java, a full disk
         sys.exit(_refused(str(error)))
     print(f"{out}: {manifest.rows:,} passages, fingerprint {manifest.fingerprint}")

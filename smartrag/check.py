@@ -21,6 +21,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("data.train_questions", 1, 1 << 31),
     ("data.dev_questions", 1, 1 << 31),
     ("data.test_questions", 1, 1 << 31),
+    ("retriever.corpus_share", 1e-6, 1.0),
     ("retriever.k", 1, 100),
     ("retriever.k1", 0.0, 10.0),
     ("retriever.b", 0.0, 1.0),

@@ -74,6 +74,21 @@ class Judge(StrEnum):
     endpoint = "endpoint"  # a language model behind a chat endpoint: no gold answers needed
 
 
+class Stemmer(StrEnum):
+    """How the words of passages and queries are cut before they are compared."""
+
+    porter = "porter"
+    krovetz = "krovetz"
+    none = "none"
+
+
+class Corpus(StrEnum):
+    """What a search shows, see `passages.py`."""
+
+    real = "real"  # the passages it found
+    useless = "useless"  # others in their place, dealt by a hash
+
+
 class WandbMode(StrEnum):
     auto = "auto"  # online when there is a login and the server answers, else offline
     online = "online"

@@ -35,9 +35,12 @@ class ConfigError(ValueError):
     """Everything wrong with a command line, one problem a line."""
 
 
-def load(overrides: Sequence[str]) -> Run:
-    """The run that these Hydra overrides mean, e.g. ["+experiment=quickstart", "seed=1"]. Raises ConfigError."""
-    problems = list(_unknown_names(overrides))
+def load(overrides: Sequence[str], beside: Sequence[str] = ()) -> Run:
+    """The run that these Hydra overrides mean, e.g. ["+experiment=quickstart", "seed=1"]. Raises ConfigError.
+
+    `beside`: names that the command line may hold beside a run's, for a mistyped one to be near to.
+    """
+    problems = list(_unknown_names(overrides, beside))
     if problems:
         raise ConfigError("\n".join(problems))
     try:
@@ -58,7 +61,7 @@ def change(path: Path, overrides: Sequence[str]) -> Run:
 
     A group's option replaces what the run had of that group. Raises ConfigError; FileNotFoundError without the file.
     """
-    problems = list(_unknown_names(overrides))
+    problems = list(_unknown_names(overrides, ()))
     if problems:
         raise ConfigError("\n".join(problems))
     config: Any = OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.load(path))
@@ -106,6 +109,16 @@ def from_yaml(path: Path) -> Run:
     return to_run(config)
 
 
+def different(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings in which two runs differ."""
+    for field in fields(a):
+        ours, theirs, name = getattr(a, field.name), getattr(b, field.name), prefix + field.name
+        if is_dataclass(ours) and type(ours) is type(theirs):
+            yield from different(ours, theirs, f"{name}.")
+        elif ours != theirs:
+            yield name
+
+
 def main(action: Callable[[Run], None]) -> None:
     """Runs a launch script: `action` gets the checked run. With flags (--help, --cfg job, -m, ...) Hydra takes over."""
     arguments = sys.argv[1:]
@@ -143,7 +156,7 @@ def _optional(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _optional(field.type, f"{prefix}{field.name}.")
 
 
-def _unknown_names(overrides: Sequence[str]) -> Iterator[str]:
+def _unknown_names(overrides: Sequence[str], beside: Sequence[str]) -> Iterator[str]:
     """Problems of names: Hydra accepts `+typo=1` in silence and does not suggest what was meant."""
     keys, groups = list(_keys(Run)), _groups()
     for override in overrides:
@@ -153,9 +166,9 @@ def _unknown_names(overrides: Sequence[str]) -> Iterator[str]:
         elif name in groups:
             for option in value.strip("[]").split(","):  # data=[popqa,hotpotqa] merges the two in this order
                 if option.strip() not in groups[name]:
-                    yield f"{override}: no {name} is called {option.strip()!r}{_nearest(option, groups[name])}"
+                    yield f"{override}: no {name} is called {option.strip()!r}{nearest(option, groups[name])}"
         elif name not in keys and not name.startswith(_FREE):
-            yield f"{override}: there is no setting {name!r}{_nearest(name, [*keys, *groups])}"
+            yield f"{override}: there is no setting {name!r}{nearest(name, [*beside, *keys, *groups])}"
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -170,7 +183,7 @@ def _groups() -> dict[str, list[str]]:
     return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(CONF.iterdir()) if d.is_dir()}
 
 
-def _nearest(name: str, valid: Sequence[str]) -> str:
+def nearest(name: str, valid: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(valid[:20])}"
 

@@ -6,12 +6,14 @@ from typing import Any
 from smartrag.choices import (
     KL,
     Advantage,
+    Corpus,
     Critic,
     Importance,
     Judge,
     KLIn,
     Precision,
     Role,
+    Stemmer,
     Teacher,
     WandbMode,
     WeightBackend,
@@ -45,9 +47,9 @@ class Model:
 @dataclass(kw_only=True, slots=True)
 class Data:
     source: str  # "world", a folder (train/dev/test.jsonl, corpus.jsonl), or a dataset's name on the hub
-    mix: dict[
-        str, float
-    ]  # data set -> weight of its questions in training. Two or more: each is read ("folder": source)
+    # Data set -> weight of its questions in training. Two or more: each is read; "folder" is `source`, and the others
+    # are its subfolders of their names, where it has them.
+    mix: dict[str, float]
     allow_overlap: bool  # a set may ask questions of train in dev or test too: a warning instead of an error
     train_questions: int | None  # of each set at most this many; null: all
     dev_questions: int | None
@@ -57,6 +59,9 @@ class Data:
 @dataclass(kw_only=True, slots=True)
 class Retriever:
     index: str | None  # folder of a built index; null: built from the data's corpus and cached by its hash
+    stemmer: Stemmer  # of the index and of queries
+    corpus: Corpus
+    corpus_share: float  # of the corpus's passages; which, their ids' hashes say
     k: int  # passages a query brings
     k1: float  # BM25 term saturation
     b: float  # BM25 length normalisation
@@ -220,6 +225,7 @@ class Loop:
 class Log:
     wandb: WandbMode
     project: str
+    group: str | None  # of runs that W&B shows together
     episodes: int  # episodes a step written to episodes.jsonl
     progress: bool
 
@@ -230,6 +236,16 @@ class Ablation:
 
     seeds: list[int]  # every row is run with each
     rows: list[str]  # names of ablation.ROWS, or `composed`
+
+
+@dataclass(kw_only=True, slots=True)
+class Sweep:
+    """What launch/sweep.py takes beside the settings of a run; values in conf/sweep.yaml."""
+
+    setting: str  # name of a number, e.g. reward.retrieval
+    values: list[Any]  # what it is set to, as written
+    seeds: list[int]  # every value is run with each
+    gates: str | None  # an evaluation.json whose gates stand in the picture; null: that of a warm-up, if there is one
 
 
 @dataclass(kw_only=True, slots=True)

@@ -49,9 +49,15 @@ def load(data: Data, cache: Path) -> Dataset:
     if len(data.mix) == 1:
         sets = [_read(data.source, data, cache, found)]
     else:
-        sets = [_read(data.source if name == "folder" else name, data, cache, found) for name in data.mix]
+        sets = [_read(_source(name, data), data, cache, found) for name in data.mix]
     found.raise_if_any()
     return sets[0] if len(sets) == 1 else _joined(dict(zip(data.mix, sets, strict=True)), cache)
+
+
+def _source(name: str, data: Data) -> str:
+    """What a set of several is read from: `folder` is data.source; another its subfolder, where there is one."""
+    here = Path(data.source).expanduser() / name
+    return data.source if name == "folder" else str(here) if here.is_dir() else name
 
 
 def _read(source: str, data: Data, cache: Path, found: Problems) -> Dataset:

@@ -101,6 +101,7 @@ class RunFolder:
         try:
             self._wandb = wandb.init(
                 project=log.project,
+                group=log.group,
                 id=run_id,
                 resume="allow",
                 name=f"{self.folder.parent.name}/{self.folder.name}",

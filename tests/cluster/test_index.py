@@ -5,17 +5,22 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster import index, java
-from cluster.index import IndexManifest, IndexProblem, build_index, cached_index, open_manifest, verify
+from cluster.index import build_index, cached_index
 from cluster.java import JavaMissing
+from cluster.manifest import IndexManifest, IndexProblem, open_manifest, verify
+from smartrag.choices import Corpus, Stemmer
 from smartrag.data import DataError
+from smartrag.passages import Recipe, dealt, kept
 from tests.cluster.passages import PASSAGES, write
 
 ROOT = Path(__file__).resolve().parents[2]
+WHOLE = Recipe(stemmer=Stemmer.porter, corpus=Corpus.real, share=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +31,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built") / "index"
-    build_index(corpus, folder, threads=1, k1=0.9, b=0.4)
+    build_index(corpus, folder, WHOLE, threads=1, k1=0.9, b=0.4)
     return folder
 
 
-def build(corpus: Path, folder: Path, threads: int = 1) -> IndexManifest:
-    return build_index(corpus, folder, threads=threads, k1=0.9, b=0.4)
+def build(corpus: Path, folder: Path, recipe: Recipe = WHOLE, threads: int = 1) -> IndexManifest:
+    return build_index(corpus, folder, recipe, threads=threads, k1=0.9, b=0.4)
 
 
 def test_manifest_says_what_the_index_is(built: Path) -> None:
@@ -39,6 +44,7 @@ def test_manifest_says_what_the_index_is(built: Path) -> None:
     assert manifest.rows == len(PASSAGES) == 30
     assert set(manifest.files) == {path.name for path in built.iterdir()} - {"manifest.json"}
     assert (manifest.k1, manifest.b, manifest.pyserini) == (0.9, 0.4, "1.6.0")
+    assert manifest.recipe == WHOLE
     assert int(manifest.java.split(".")[0]) >= 21
     assert IndexManifest.from_json(manifest.to_json()) == manifest == open_manifest(built)
 
@@ -50,11 +56,14 @@ def test_the_same_corpus_is_indexed_once(corpus: Path, built: Path) -> None:
 
 
 def test_cache_is_named_after_the_content(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = cached_index(corpus, tmp_path / "cache", threads=1, k1=0.9, b=0.4)
+    cache = tmp_path / "cache"
+    first = cached_index(corpus, cache, WHOLE, threads=1, k1=0.9, b=0.4)
+    half = cached_index(corpus, cache, replace(WHOLE, share=0.5), threads=1, k1=0.9, b=0.4)
     monkeypatch.setattr(index, "_run_anserini", lambda *_: pytest.fail("built twice"))
-    assert cached_index(corpus, tmp_path / "cache", threads=1, k1=1.2, b=0.7) == first
-    assert first.name == f"{open_manifest(first).corpus_sha256[:16]}-anserini1.7.1-v1"
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert cached_index(corpus, cache, WHOLE, threads=1, k1=1.2, b=0.7) == first
+    assert first.name == f"{open_manifest(first).corpus_sha256[:16]}-porter-real-1.0-anserini1.7.1-v2"
+    assert open_manifest(half).fingerprint != open_manifest(first).fingerprint
+    assert {path.name for path in cache.iterdir()} == {first.name, half.name}
 
 
 def test_two_threads_two_builders_one_index(corpus: Path, built: Path, tmp_path: Path) -> None:
@@ -66,10 +75,14 @@ def test_two_threads_two_builders_one_index(corpus: Path, built: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_another_index_is_never_overwritten(built: Path, tmp_path: Path) -> None:
+def test_another_index_is_never_overwritten(corpus: Path, built: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other.jsonl", {"a": "something else"})
     with pytest.raises(IndexProblem, match=r"holds the index of another corpus \(30 passages, .*name another folder"):
         build(other, built)
+    with pytest.raises(
+        IndexProblem, match=r"by another recipe \(stemmer porter, real corpus, share 1.0; wanted is .*0.5"
+    ):
+        build(corpus, built, replace(WHOLE, share=0.5))
     verify(built)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -143,7 +156,7 @@ def test_all_numbers_out_of_range_are_told_at_once(corpus: Path, tmp_path: Path)
     with pytest.raises(
         ValueError, match=r"k1 must be at least 0, got -1; b must be 0 to 1, got nan; threads must be 1 to"
     ):
-        build_index(corpus, tmp_path / "index", threads=0, k1=-1, b=float("nan"))
+        build_index(corpus, tmp_path / "index", WHOLE, threads=0, k1=-1, b=float("nan"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,8 +197,9 @@ def test_manifest_that_cannot_be_trusted(built: Path, tmp_path: Path) -> None:
     row = json.loads((folder / "manifest.json").read_text())
     for text, said in [
         ("{", "cannot be read"),
-        ("{}", "cannot be read .its fields are not analyzer, anserini"),
-        (json.dumps({**row, "format": 2}), "cannot be read .its format is 2, this version reads 1"),
+        ("{}", "cannot be read .its fields are not anserini, b, corpus"),
+        (json.dumps({**row, "format": 1}), "cannot be read .its format is 1, this version reads 2"),
+        (json.dumps({**row, "stemmer": "snowball"}), "cannot be read .'snowball' is not a valid Stemmer"),
         (json.dumps({**row, "rows": 0}), "has no documents; build it with"),
     ]:
         (folder / "manifest.json").write_text(text)
@@ -212,6 +226,42 @@ def test_missing_and_foreign_files_are_all_named(built: Path, tmp_path: Path) ->
     (folder / "_0.fdt").unlink()
     with pytest.raises(IndexProblem, match=r"_0\.fdt is missing; segments_9 is foreign; remove the folder"):
         verify(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what a recipe comes to in Lucene
+
+ASK = """
+import json, sys
+from pathlib import Path
+from cluster.lucene import Lucene
+for folder, queries in json.loads(sys.stdin.read()):
+    found = Lucene(Path(folder), k1=0.9, b=0.4, threads=1, heap="256m").search(queries, [30] * len(queries))
+    print(json.dumps([[(p.id, p.contents, p.score) for p in getattr(f, "passages", ())] for f in found]))
+"""
+
+
+@pytest.mark.slow
+def test_stemmer_share_and_useless_passages_reach_the_index(corpus: Path, built: Path, tmp_path: Path) -> None:
+    """In a child, since a process has one JVM. Porter stems "universities" as "universe", Krovetz as "university"."""
+    schools = write(tmp_path / "schools.jsonl", {"a": "One\nuniversities", "b": "Two\nbarns"})
+    asked = []
+    for stemmer in Stemmer:
+        build(schools, tmp_path / stemmer, replace(WHOLE, stemmer=stemmer))
+        asked.append((str(tmp_path / stemmer), ["universe", "university", "universities"]))
+    build(corpus, tmp_path / "half", replace(WHOLE, share=0.5), threads=2)
+    build(corpus, tmp_path / "useless", replace(WHOLE, corpus=Corpus.useless), threads=2)
+    asked += [(str(path), ["port old", "soup", "kiwi"]) for path in (built, tmp_path / "half", tmp_path / "useless")]
+    child = subprocess.run(
+        [sys.executable, "-c", ASK], input=json.dumps(asked), capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
+    assert child.returncode == 0, child.stderr
+    *stemmed, whole, half, useless = (json.loads(line) for line in child.stdout.splitlines())
+    assert [[len(hits) for hits in found] for found in stemmed] == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
+    for found, some, shown in zip(whole, half, useless, strict=True):
+        assert {id for id, _, _ in some} == {id for id, _, _ in found if kept(id, 0.5)}
+        assert [(id, PASSAGES[dealt([*PASSAGES])[id]], score) for id, _, score in found] == [tuple(p) for p in shown]
+    assert 0 < sum(map(len, half)) < sum(map(len, whole))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ from cluster import retrieval
 from cluster.index import build_index
 from cluster.lucene import MAX_QUERY_CHARACTERS, clean
 from cluster.retrieval import RetrievalClient, RetrievalPool, RetrievalReplica, RetrievalUnavailable
+from smartrag.choices import Corpus, Stemmer
 from smartrag.compose import load
+from smartrag.passages import Recipe
 from smartrag.types import Empty, Failed, Hits, Passage, Retrieved
 from tests.cluster.passages import PASSAGES, write
 
@@ -38,7 +40,8 @@ CONFIG = replace(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = write(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
-    build_index(corpus, corpus.parent / "index", threads=1, k1=0.9, b=0.4)
+    recipe = Recipe(stemmer=Stemmer.porter, corpus=Corpus.real, share=1.0)
+    build_index(corpus, corpus.parent / "index", recipe, threads=1, k1=0.9, b=0.4)
     return corpus.parent / "index"
 
 

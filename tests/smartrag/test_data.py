@@ -167,6 +167,19 @@ def test_several_sets_are_joined_under_their_names_and_limits_count_for_each(tmp
     assert [q.id for q in dataset.test] == ["hotpotqa/5a7a", *(f"folder/test{i}" for i in range(10))]
 
 
+def test_several_sets_may_lie_in_one_folder(tmp_path, folder):
+    for name in ("popqa", "musique"):
+        (folder / name).mkdir()
+        for split in ("train", "dev", "test"):
+            write_lines(
+                folder / name / f"{split}.jsonl", [row(f"{split}{i}", f"{name} {split} {i}?") for i in range(3)]
+            )
+        write_lines(folder / name / "corpus.jsonl", [{"id": "p1", "contents": f"Oslo\n{name}."}])
+    dataset = load_sets({"popqa": 1.0, "musique": 1.0}, folder, cache=tmp_path / "cache")
+    assert [q.id for q in dataset.test] == [f"{name}/test{i}" for name in ("popqa", "musique") for i in range(3)]
+    assert check_corpus(dataset.corpus) == 2
+
+
 def test_the_joined_corpus_holds_equal_passages_once_and_is_made_once(tmp_path, folder):
     write_lines(
         folder / "corpus.jsonl", [{"id": "p1", "contents": "Ember\nFormed 1980."}, {"id": "p2", "contents": "x"}]
