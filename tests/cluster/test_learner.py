@@ -139,6 +139,8 @@ class Life:
         self.seconds = time.monotonic() - start
         self.hash, self.weights = group.param_hash(), weights(group, home / "policy")
         self.parameters = parameters(group)
+        self.few = group.update(tiny.trajectories(1, seed=4), 2)  # fewer than minibatches, or ranks
+        self.few_weights = weights(group, home / "few")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,9 @@ def test_ranks_and_stages_agree(alone: Life, pair: tuple[Life, Path], folder: Pa
     )
     assert gap(alone.weights, load_file(str(folder / "model.safetensors"))) > 1e-3
     assert found < 1e-5
-    for ours, theirs in ((life.first, alone.first), (life.second, alone.second)):
+    assert gap(alone.few_weights, life.few_weights) < 1e-5
+    assert gap(life.weights, life.few_weights) > 1e-5
+    for ours, theirs in ((life.first, alone.first), (life.second, alone.second), (life.few, alone.few)):
         shape = {"padding": ours["padding"]}  # how rows fill up is each rank's own affair
         assert ours == pytest.approx(theirs | shape, rel=2e-3, abs=2e-4)
     if not life.packed:  # one trajectory a micro-batch has no padding; all of a rank in one has much
