@@ -206,6 +206,8 @@ def test_nothing_of_a_frozen_role_is_trained_on_and_no_reward_is_lost(script: Sc
     episode = Wild(script).play()
     owners = [role for turn in episode.turns for role in turn.roles]
     rewards = [-float(n) for n in range(1, len(episode.turns) + 1)]
+    sizes = [len(turn.context_ids) + len(turn.completion.token_ids) for turn in episode.turns]
+    due = [x for size, reward in zip(sizes, rewards, strict=True) for x in (*[0.0] * (size - 1), reward)]
     if not trains & {*owners}:
         with pytest.raises(ValueError, match="nothing to learn from"):
             to_trajectory(episode, rewards, 0, trains)
@@ -222,7 +224,7 @@ def test_nothing_of_a_frozen_role_is_trained_on_and_no_reward_is_lost(script: Sc
     places = [i for i, chosen in enumerate(made.mask) if chosen]
     for place, following in zip(places, [*places[1:], len(made.mask)], strict=True):
         start = 0 if place == places[0] else place
-        assert made.rewards[place] == sum(whole.rewards[start:following])
+        assert made.rewards[place] == sum(due[start:following])
     collate([made], pad_id=0)
 
 
