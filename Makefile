@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test check format clean
+.PHONY: help quickstart test browser check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -12,8 +12,20 @@ help:  ## this list
 quickstart: $(READY)  ## train a tiny policy through every real component on this machine (about 12 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/quickstart.py
 
-test: $(READY) check  ## everything that needs no GPU
+test: $(READY) check browser  ## everything that needs no GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not gpu"
+
+# The test of report.html wants a Chromium or a Chrome. Where there is none, Debian's is installed if that needs no password;
+# elsewhere that one test is skipped and says why.
+browser:  ## a browser for the test of report.html, where root may install Debian's
+	@for name in chromium google-chrome google-chrome-stable; do command -v $$name > /dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  echo "installing Debian's chromium for the test of report.html"; \
+	  export DEBIAN_FRONTEND=noninteractive; apt="apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20"; \
+	  { $$apt install -y --no-install-recommends chromium || { $$apt update && $$apt install -y --no-install-recommends chromium; }; } \
+	    > /dev/null 2>&1; \
+	fi; \
+	command -v chromium > /dev/null || echo "no chromium or google-chrome here: the test of report.html in a browser is skipped"
 
 check: $(READY)  ## linter, formatter, types
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from ray.tune import PlacementGroupFactory
 from cluster.checkpoint import Checkpoints
 from cluster.placement import bundles
 from cluster.system import BadInput, System, inputs
-from smartrag import plot, warmup
+from smartrag import page, plot, warmup
 from smartrag.choices import Teacher
 from smartrag.compose import as_yaml
 from smartrag.config import Run
@@ -113,12 +113,13 @@ class SmartRAGPPO(Algorithm):
         return asyncio.run(samples)
 
     def step(self) -> dict[str, Any]:
-        """One PPO step; when none is left, the run's end: evaluation after PPO, summary.json, curves.png, `done`."""
+        """One PPO step; when none is left, the run's end: evaluation after PPO, summary.json, pictures, `done`."""
         if not self.training.done:
             return self.training.step()
         summary = self.training.finish() | {"seconds": dict(self.training.seconds), "versions": versions()}
         self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         plot.curves(self.folder.rows(), summary, self.folder.folder / "curves.png")
+        page.write(self.folder.folder)
         return {"done": True}
 
     def cleanup(self) -> None:

@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any
 from smartrag.choices import WeightBackend
 from smartrag.config import Cluster, Model
 from smartrag.types import Completion, EpisodeFailed, Stop
+from smartrag.uncertainty import entropy
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
 _CPU_BATCH_TOKENS = 8192  # prompt tokens of one engine step
+_TOP = 20  # best tokens that a greedy generation's uncertainty is told from: vLLM's default limit
 
 
-def engine_args(model: Model, cluster: Cluster, path: str) -> dict[str, Any]:
-    """vLLM's arguments for the policy in the folder `path`; `cluster.engine.engine_args` has the last word."""
+def engine_args(model: Model, cluster: Cluster, path: str, engines: int = 1) -> dict[str, Any]:
+    """vLLM's arguments for the policy in the folder `path`; `cluster.engine.engine_args` has the last word.
+
+    `engines` of one worker divide its GPU's memory.
+    """
     engine = cluster.engine
     args: dict[str, Any] = {
         "model": path,
@@ -55,7 +60,10 @@ def engine_args(model: Model, cluster: Cluster, path: str) -> dict[str, Any]:
         }
     if cluster.colocated:
         args["enable_sleep_mode"] = True
-    return args | engine.engine_args
+    args |= engine.engine_args
+    if engines > 1 and "gpu_memory_utilization" in args:
+        args["gpu_memory_utilization"] /= engines
+    return args
 
 
 def engine_env(cluster: Cluster) -> dict[str, str]:
@@ -121,7 +129,7 @@ class Engine:
             max_tokens=max_new_tokens,
             stop_token_ids=[self._end_id],
             ignore_eos=True,  # of the model's config; ours is in stop_token_ids
-            logprobs=0,  # of the sampled token
+            logprobs=0 if temperature > 0 else _TOP,  # 0: of the sampled token alone
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -248,7 +256,9 @@ class Engine:
             await self._llm.sleep(level=1)
 
     async def wake_up(self) -> None:
-        """Serve again with the weights it fell asleep with."""
+        """Serve again with the weights it fell asleep with, if it sleeps."""
+        if not self._asleep:
+            return
         with _exit_if_dead():
             await self._llm.wake_up()
         self._asleep = False
@@ -273,12 +283,15 @@ def _completion(output: "RequestOutput", end_id: int, first_version: int) -> Com
     assert out.logprobs is not None
     entries: Sequence[Any] = out.logprobs
     logprobs = tuple(float(entry[token].logprob) for token, entry in zip(ids, entries, strict=True))
+    spreads = [sorted((float(x.logprob) for x in entry.values()), reverse=True) for entry in entries]
+    greedy = [best for best in spreads if len(best) > 1]
     stop = Stop.END if ids and ids[-1] == end_id else Stop.LENGTH
     versions = [first_version] * len(ids)
     for span in out.weight_versions or ():
         if span.version != "default":  # vLLM's name for the weights it was started with
             versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
-    return Completion(ids, logprobs, stop, tuple(versions))
+    entropies, margins = tuple(map(entropy, greedy)), tuple(best[0] - best[1] for best in greedy)
+    return Completion(ids, logprobs, stop, tuple(versions), entropies, margins)
 
 
 @contextmanager

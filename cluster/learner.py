@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.rank import LearnerRank
-from cluster.weights import gather
+from cluster.weights import gather, rendezvous
 from smartrag import batch
 from smartrag.config import Run
 from smartrag.types import Trajectory
@@ -42,11 +42,12 @@ class LearnerGroup:
                 options["scheduling_strategy"] = strategies[rank]
             self.ranks.append(actor.options(**options).remote(run, path, rank))
         start_s = run.cluster.placement_timeout_s  # imports and loading take longer than any later call
-        host, port = self._wait("address", [self.ranks[0].address.remote()], start_s)[0]
+        host, port = self._wait("address", [self.ranks[0].__ray_call__.remote(rendezvous)], start_s)[0]
         self._wait("start", [actor.start.remote(host, port) for actor in self.ranks], start_s)
 
     def imitate(self, trajectories: Sequence[Trajectory], learning_rate: float) -> dict[str, float]:
-        self._enough(trajectories)
+        if len(trajectories) < len(self.ranks):
+            raise ValueError(f"{len(trajectories)} trajectories cannot be shared by {len(self.ranks)} learner ranks")
         shares = batch.shards(trajectories, len(self.ranks))
         return self._each("imitate", [(share, learning_rate) for share in shares])[0]
 
@@ -54,9 +55,12 @@ class LearnerGroup:
         self._all("snapshot_reference")
 
     def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float]:
-        """One PPO update; metrics are over all ranks. Minibatches do not depend on the number of ranks."""
-        self._enough(trajectories)
-        parts = batch.minibatches(trajectories, self.run.algorithm.minibatches, update_seed(self.run.seed, step))
+        """One PPO update; metrics are over all ranks. Minibatches do not depend on the number of ranks, and a rank may
+        get nothing of some. There are fewer of them when there are fewer trajectories than that."""
+        if not trajectories:
+            raise ValueError("no trajectories to learn from")
+        count = min(self.run.algorithm.minibatches, len(trajectories))
+        parts = batch.minibatches(trajectories, count, update_seed(self.run.seed, step))
         dealt = [batch.shards(part, len(self.ranks)) for part in parts]
         return self._each("update", [([part[rank] for part in dealt], step) for rank in range(len(self.ranks))])[0]
 
@@ -79,10 +83,6 @@ class LearnerGroup:
         for actor in self.ranks:
             ray.kill(actor)
         self.ranks = []
-
-    def _enough(self, trajectories: Sequence[Trajectory]) -> None:
-        if len(trajectories) < len(self.ranks):
-            raise ValueError(f"{len(trajectories)} trajectories cannot be shared by {len(self.ranks)} learner ranks")
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._each(method, [args] * len(self.ranks))

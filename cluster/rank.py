@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import Tensor
 from cluster import zero
 from cluster.sender import WeightSender
 from smartrag import model
+from smartrag.actor_critic import Separate, Shared
+from smartrag.choices import Critic
 from smartrag.config import Run
-from smartrag.experience import Models
 from smartrag.loss import KLController
 from smartrag.ranks import Ranks
 from smartrag.types import Trajectory
@@ -26,7 +26,7 @@ _STATE, _REFERENCE = "learner.json", "reference.safetensors"
 
 
 class LearnerRank:
-    """One process of the learner. Every method but `address` is a collective: all ranks call it, in one order."""
+    """One process of the learner. Every method is a collective: all ranks call it, in one order."""
 
     def __init__(self, run: Run, path: Path, rank: int):
         self.run, self.rank, self._path = run, rank, path
@@ -35,13 +35,6 @@ class LearnerRank:
         self._kl = KLController(run.algorithm.kl_coef, run.algorithm.kl_target)
         self._sender = WeightSender(rank)
         torch.set_num_threads(run.learner.threads)
-
-    def address(self) -> tuple[str, int]:
-        """Where the ranks can meet: this node's address and a free port."""
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, probe.getsockname()[1]
 
     def start(self, host: str, port: int) -> None:
         """Joins the other ranks and loads the models."""
@@ -57,19 +50,38 @@ class LearnerRank:
         )
         self._tokenizer = model.load_tokenizer(self._path)
         self._pad_id = model.pad_id(self._tokenizer)
-        lora = self.run.model.lora
-        policy = model.load_policy(self._path, precision, lora)
+        # Engines by the names of their files in a checkpoint; a shared trunk is the policy's.
+        self._engines: dict[str, zero.ZeroEngine] = {}
+        if self.run.algorithm.critic is Critic.shared:
+            both = model.load_shared(self._path, precision, self.run.model.lora)
+            self._lm, parts = both.policy.lm, {"policy": both.policy, "critic": both.head}
+            self._engines["policy"] = zero.ZeroEngine(both, parts, group, precision)
+            return
+        policy = model.load_policy(self._path, precision, self.run.model.lora)
         self._lm = policy.lm
-        self._policy = zero.ZeroEngine(policy, group, group.learning_rate, precision)
-        self._critic: zero.ZeroEngine | None = None
+        self._engines["policy"] = zero.ZeroEngine(policy, {"policy": policy}, group, precision)
         if self.run.algorithm.advantage.has_critic:
-            critic = model.load_critic(self._path, precision, lora)
-            self._critic = zero.ZeroEngine(critic, group, group.critic_learning_rate, precision)
+            critic = model.load_critic(self._path, precision, self.run.model.lora)
+            self._engines["critic"] = zero.ZeroEngine(critic, {"critic": critic}, group, precision)
+
+    @property
+    def _policy(self) -> zero.ZeroEngine:
+        return self._engines["policy"]
+
+    def _models(self) -> Separate | Shared:
+        algorithm = self.run.algorithm
+        if algorithm.critic is Critic.shared:
+            return Shared(self._policy, algorithm.value_coef, self._reference)
+        return Separate(self._policy, self._engines.get("critic"), self._reference)
+
+    def _set_learning_rates(self, policy: float, critic: float) -> None:
+        for engine in self._engines.values():
+            engine.set_learning_rates({"policy": policy, "critic": critic})
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
     def imitate(self, trajectories: Sequence[Trajectory], learning_rate: float) -> dict[str, float]:
-        self._policy.set_learning_rate(learning_rate)
+        self._set_learning_rates(policy=learning_rate, critic=0.0)
         tokens = self.run.learner.micro_batch_tokens
         return imitate(self._policy, trajectories, self._ranks, pad_id=self._pad_id, micro_batch_tokens=tokens)
 
@@ -80,7 +92,7 @@ class LearnerRank:
             self._policy.fold_adapters()
             self._reference = self._policy.forward_without_adapters
         else:
-            zero.copy_parameters(list(self._policy.module.parameters()), self._make_reference())
+            zero.copy_parameters(list(self._lm.parameters()), self._make_reference())
 
     def update(self, minibatches: Sequence[Sequence[Trajectory]], step: int) -> dict[str, float]:
         """PPO on this rank's share of every minibatch. `step` counts from 0."""
@@ -88,17 +100,17 @@ class LearnerRank:
             raise RuntimeError("there is no reference policy yet: call snapshot_reference() before the first update")
         group, algorithm = self.run.learner, self.run.algorithm
         left = 1 - (1 - group.final_rate) * min(1.0, step / max(1, self.run.train.steps))
-        self._policy.set_learning_rate(group.learning_rate * left)
-        if self._critic is not None:
-            self._critic.set_learning_rate(group.critic_learning_rate * left)
+        train_policy = step >= algorithm.critic_warmup_steps
+        policy_rate = group.learning_rate * left if train_policy else 0.0
+        self._set_learning_rates(policy=policy_rate, critic=group.critic_learning_rate * left)
         setup = Setup(
-            models=Models(self._policy, self._critic, self._reference),
+            models=self._models(),
             algorithm=algorithm,
             ranks=self._ranks,
             kl_coef=self._kl.coefficient,
             pad_id=self._pad_id,
             micro_batch_tokens=group.micro_batch_tokens,
-            train_policy=step >= algorithm.critic_warmup_steps,
+            train_policy=train_policy,
             seed=update_seed(self.run.seed, step),
         )
         metrics = update(minibatches, setup)
@@ -122,9 +134,8 @@ class LearnerRank:
 
         into = Path(folder)
         into.mkdir(parents=True, exist_ok=True)
-        self._policy.save(str(into / "policy"))
-        if self._critic is not None:
-            self._critic.save(str(into / "critic"))
+        for name, engine in self._engines.items():
+            engine.save(str(into / name))
         save_file(_random_state(self._ranks.device), str(into / f"random-{self.rank}.safetensors"))
         if self._reference_module is not None:
             tensors = {n: t.cpu().clone() for n, t in zero.named_tensors(self._reference_module) if self.rank == 0}
@@ -143,12 +154,11 @@ class LearnerRank:
         if any(state[name] != x for name, x in self._shape().items()):
             wanted = " ".join(f"{name}={json.dumps(state[name])}".replace('"', "") for name in self._shape())
             raise ValueError(f"{folder} was written with {wanted}; no other learner can resume it; set these")
-        if self._critic is not None and not (source / "critic").is_dir():
+        if "critic" in self._engines and not (source / "critic").is_dir():
             advantage = self.run.algorithm.advantage
             raise ValueError(f"{folder} holds no critic, which algorithm.advantage={advantage} needs")
-        self._policy.load(str(source / "policy"))
-        if self._critic is not None:
-            self._critic.load(str(source / "critic"))
+        for name, engine in self._engines.items():
+            engine.load(str(source / name))
         self._kl = KLController(state["kl_coef"], self.run.algorithm.kl_target)
         if state["reference"] and self.run.model.lora is not None:
             self._reference = self._policy.forward_without_adapters
@@ -162,8 +172,12 @@ class LearnerRank:
     def _shape(self) -> dict[str, Any]:
         """The settings without which a checkpoint cannot be read."""
         group, lora = self.run.learner, self.run.model.lora
-        shape = {"learner.ranks": group.ranks, "learner.zero_stage": group.zero_stage}
-        return shape | {"model.lora": None if lora is None else asdict(lora)}
+        return {
+            "learner.ranks": group.ranks,
+            "learner.zero_stage": group.zero_stage,
+            "model.lora": None if lora is None else asdict(lora),
+            "algorithm.critic": self.run.algorithm.critic.value,
+        }
 
     def export(self, folder: str) -> None:
         """The policy as a Hugging Face folder; rank 0 writes it."""

@@ -22,6 +22,7 @@ TICK_S = 1.0  # between two looks at deadlines and lost workers
 PROBE_EVERY_S = 3.0  # between two looks after lost workers
 PROBE_WAIT_S = 2.0  # for a lost worker to answer; the others' episodes are not collected meanwhile
 SILENCE_S = 10.0  # a worker that let an episode time out and does not answer for so long is restarted
+CLOSE_S = 15.0  # for engines to end by themselves
 HEADROOM = 16  # calls a worker takes beside its episodes: pings, weight pushes, episodes given up on
 
 
@@ -136,6 +137,14 @@ class RolloutPool:
         ray.get(refs, timeout=self._cluster.call_timeout_s)
 
     def close(self) -> None:
+        """Ends the workers, their engines first: these are processes of their own, and would for a while outlive the
+        workers and hold on to memory that whoever comes next needs."""
+        handles = self.handles()
+        refs: list[Any] = [handles[worker].close.remote() for worker in self._trusted]
+        if refs:
+            ray.wait(refs, num_returns=len(refs), timeout=CLOSE_S)
+        for handle in handles.values():
+            ray.kill(handle)
         self._manager.clear()
 
     def _submit(self, waiting: deque[EpisodeRequest], flights: dict[ray.ObjectRef, _Flight]) -> None:

@@ -5,6 +5,7 @@ System(run)    placement group -> retrieval replicas, rollout workers, learner r
 """
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
 from cluster.weights import WeightPush
 from smartrag.chat import api_key
-from smartrag.choices import Teacher
+from smartrag.choices import Role, Teacher
 from smartrag.config import Run
 from smartrag.data import Dataset, load
 from smartrag.model import resolve
@@ -39,6 +40,7 @@ class Inputs:
     model: Path  # folder with weights and tokenizer
     prompt: Prompt
     index: Path
+    frozen: Mapping[Role, Path]  # roles that other weights play: their folders
 
 
 class BadInput(Exception):
@@ -47,6 +49,8 @@ class BadInput(Exception):
 
 def inputs(run: Run, model: Path | None = None) -> Inputs:
     """All that a run reads, checked before anything is started. `model`: trained weights to serve, not to train.
+
+    The roles that the run does not train are played by the weights that it starts from, or started from.
 
     Raises BadInput.
     """
@@ -63,7 +67,9 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     if run.warmup.teacher is Teacher.endpoint and run.warmup.steps and run.resume is None and model is None:
         api_key(run.warmup.endpoint)
     preflight()
-    folder = resolve(run.model, cache / "models") if model is None else model
+    frozen = run.algorithm.frozen
+    start = resolve(run.model, cache / "models") if model is None or frozen else model
+    folder = start if model is None else model
     budget = Budget(run.model.context_tokens, run.model.new_tokens, run.model.passage_tokens)
     prompt = Prompt(AutoTokenizer.from_pretrained(folder), run.model.instruction, budget)
     data = load(run.data, cache / "data")
@@ -85,7 +91,7 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     else:
         threads = os.cpu_count() or 1
         index = cached_index(data.corpus, cache / "indexes", recipe, threads=threads, k1=retriever.k1, b=retriever.b)
-    return Inputs(data, folder, prompt, index)
+    return Inputs(data, folder, prompt, index, dict.fromkeys(frozen, start))
 
 
 def _check_lengths(data: Dataset, prompt: Prompt, run: Run) -> None:
@@ -178,7 +184,7 @@ class System:
         self.rollout = RolloutPool(
             run.cluster,
             RolloutWorker,
-            (run, str(self._found.model), self.retrieval.client()),
+            (run, self._found.model, self.retrieval.client(), self._found.frozen),
             env=engine_env(run.cluster),
             strategies=[seats.strategy(i) for i in seats.engines],
         )

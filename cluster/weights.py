@@ -121,7 +121,7 @@ class WeightPush:
         timeout_s = self._cluster.call_timeout_s
         first = self._learners[0]
         self._metadata = gather("weight metadata", [first.weight_metadata.remote()], timeout_s)[0]
-        host, port = gather("a free port", [first.__ray_call__.remote(_rendezvous)], timeout_s)[0]
+        host, port = gather("a free port", [first.__ray_call__.remote(rendezvous)], timeout_s)[0]
         handles = self._engines.handles()
         tp = self._cluster.engine.tensor_parallel
         largest = max(_bytes(meta) for meta in self._metadata)
@@ -254,8 +254,8 @@ def _bytes(meta: Meta) -> int:
     return math.prod(shape) * dtype_of(dtype).itemsize
 
 
-def _rendezvous(_actor: Any) -> tuple[str, int]:
-    """Address of the node this runs on, and a port free there."""
+def rendezvous(_actor: Any) -> tuple[str, int]:
+    """Where others can meet an actor: address of its node, and a port free there. For `actor.__ray_call__`."""
     host = ray.util.get_node_ip_address()
     with socket.socket() as probe:
         probe.bind((host, 0))

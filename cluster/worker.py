@@ -1,18 +1,26 @@
-"""The actor that runs episodes: one engine, a tokenizer, and a client of the retrieval service."""
+"""The actor that runs episodes: an engine, a tokenizer, and a client of the retrieval service.
+
+Where frozen weights play some of the roles there is an engine for each of their folders, too.
+"""
 
 import inspect
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
 
 from cluster.engine import Engine, engine_args
 from cluster.wire import use_interface_of
+from smartrag.choices import Role
 from smartrag.config import Run
 from smartrag.episode import run_episode
+from smartrag.oracle import GoldFirst
 from smartrag.prompt import Budget, Prompt
-from smartrag.types import Episode, EpisodeRequest, Retrieve
+from smartrag.roles import Composed
+from smartrag.types import Episode, EpisodeRequest, Generate, Retrieve
 
 
 class StaleWorker(RuntimeError):
@@ -20,26 +28,38 @@ class StaleWorker(RuntimeError):
 
 
 class RolloutWorker:
-    """One engine and what an episode needs beside it. An async Ray actor; many episodes run in it at a time.
+    """An engine and what an episode needs beside it. An async Ray actor; many episodes run in it at a time.
 
-    `path` is the folder of model and tokenizer, `retrieve` the client of the retrieval service (picklable).
+    `path` is the folder of model and tokenizer, `retrieve` the client of the retrieval service (picklable). `frozen`:
+    roles that the weights in other folders play, by the same tokenizer; weight pushes do not reach these.
     """
 
-    def __init__(self, run: Run, path: str, retrieve: Retrieve):
+    def __init__(self, run: Run, path: Path, retrieve: Retrieve, frozen: Mapping[Role, Path] = MappingProxyType({})):
         use_interface_of(ray.util.get_node_ip_address())
         from transformers import AutoTokenizer
 
         model = run.model
         budget = Budget(model.context_tokens, model.new_tokens, model.passage_tokens)
         self.prompt = Prompt(AutoTokenizer.from_pretrained(path), model.instruction, budget)
-        self.engine = Engine(engine_args(model, run.cluster, path), self.prompt.end_id)
+        folders = sorted(set(frozen.values()))
+
+        def start(folder: Path) -> Engine:
+            return Engine(engine_args(model, run.cluster, str(folder), 1 + len(folders)), self.prompt.end_id)
+
+        self.engine = start(path)
+        self.frozen = {folder: start(folder) for folder in folders}
+        self.generate: Generate = self.engine
+        if frozen:
+            players = {role: self.frozen[frozen[role]] if role in frozen else self.engine for role in Role}
+            self.generate = Composed(players, self.prompt)
         self.retrieve, self.temperature = retrieve, run.algorithm.temperature
         self.incarnation = uuid.uuid4().hex
 
     async def run_episode(self, request: EpisodeRequest, incarnation: str | None = None) -> Episode:
         """One question to its end. Raises EpisodeFailed; StaleWorker when `incarnation` is not this one."""
         self.admit(incarnation)
-        return await run_episode(request, self.engine, self.retrieve, self.prompt, temperature=self.temperature)
+        retrieve = GoldFirst(self.retrieve, request.question) if request.gold_first else self.retrieve
+        return await run_episode(request, self.generate, retrieve, self.prompt, temperature=self.temperature)
 
     def admit(self, incarnation: str | None) -> None:
         if incarnation not in (None, self.incarnation):
@@ -50,12 +70,23 @@ class RolloutWorker:
         return self.incarnation
 
     async def on_engine(self, verb: str, *args: Any) -> Any:
-        """Call a method of the engine (the verbs of a weight push)."""
-        return await getattr(self.engine, verb)(*args)
+        """Call a method of the engine (the verbs of a weight push). Frozen ones sleep while it does."""
+        result = await getattr(self.engine, verb)(*args)
+        for engine in self.frozen.values():
+            if verb == "sleep":
+                await engine.sleep()
+            elif verb == "resume":
+                await engine.wake_up()
+        return result
 
     async def ping(self) -> str:
-        await self.engine.check()
+        for engine in (self.engine, *self.frozen.values()):
+            await engine.check()
         return "pong"
+
+    async def close(self) -> None:
+        for engine in (self.engine, *self.frozen.values()):
+            engine.close()
 
     async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What FaultTolerantActorManager calls."""

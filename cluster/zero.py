@@ -5,7 +5,7 @@ Imported only in learner ranks. DeepSpeed itself is imported after `join` has se
 
 import ipaddress
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -129,18 +129,36 @@ def copy_parameters(source: Sequence[nn.Parameter] | Sequence[Tensor], target: S
                 p.data.copy_(x)
 
 
-class ZeroEngine:
-    """A module under ZeRO with AdamW; a `smartrag.ranks.Engine`."""
+class AdamW(torch.optim.AdamW):
+    """torch's own (DeepSpeed's would be compiled at start), but a group of rate 0 is left as it is, moments and count
+    of steps included: a step without it is not one in which its gradient was 0."""
 
-    def __init__(self, module: nn.Module, group: LearnerGroup, learning_rate: float, precision: Precision):
+    def step(self, closure: Any = None) -> Any:
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if group["lr"] > 0]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
+
+
+class ZeroEngine:
+    """A module under ZeRO with AdamW; a `smartrag.ranks.Engine`.
+
+    `parts`: which of its modules are trained, by the name of their learning rate.
+    """
+
+    def __init__(self, module: nn.Module, parts: Mapping[str, nn.Module], group: LearnerGroup, precision: Precision):
         import deepspeed
 
         self.module = module
         self._stage = group.zero_stage
-        # torch's own AdamW: DeepSpeed's would be compiled at start.
-        self._adam = torch.optim.AdamW(
-            [p for p in module.parameters() if p.requires_grad],
-            lr=learning_rate,
+        self._adam = AdamW(
+            [
+                {"params": [p for p in part.parameters() if p.requires_grad], "name": name}
+                for name, part in parts.items()
+            ],
+            lr=0.0,  # until they are set
             betas=(0.9, group.beta2),
             weight_decay=group.weight_decay,
             fused=group.gpus > 0 or None,
@@ -167,9 +185,10 @@ class ZeroEngine:
         self._engine.step()
         return norm if self._stage == 0 else float(self._engine.get_global_grad_norm())
 
-    def set_learning_rate(self, learning_rate: float) -> None:
+    def set_learning_rates(self, rates: Mapping[str, float]) -> None:
+        """By name of a part. Nothing is trained before they are set; a part of rate 0 stays as it is."""
         for group in self._adam.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rates[group["name"]]
 
     def forget_moments(self) -> None:
         """AdamW as if it had never stepped."""

@@ -20,7 +20,7 @@ def main() -> int:
 
     from cluster.asking import ask
 
-    return ask(arguments.run, arguments.questions)
+    return ask(str(arguments.run), arguments.questions)
 
 
 if __name__ == "__main__":

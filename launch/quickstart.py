@@ -25,7 +25,7 @@ def main(overrides: list[str]) -> int:
     if code == 0:
         folder = (runs / "quickstart" / "latest").resolve()
         print(as_text(json.loads((folder / "summary.json").read_text())))
-        print(f"All of it, with curves.png, is in {folder}")
+        print(f"All of it is in {folder}; to look at it, open {folder / 'report.html'}")
         print(f'Ask it yourself: .venv/bin/python launch/ask.py {folder} "Which country is Jonkoping in?"')
     return code
 

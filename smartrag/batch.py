@@ -35,6 +35,20 @@ def collate(trajectories: Sequence[Trajectory], pad_id: int) -> Batch:
     )
 
 
+def nothing(pad_id: int) -> Batch:
+    """Two tokens that nobody chose: the batch of a rank that got no trajectory and must still take part."""
+    blank = torch.zeros(1, 2)
+    return Batch(
+        token_ids=torch.full((1, 2), pad_id),
+        attention_mask=torch.ones(1, 2, dtype=torch.bool),
+        mask=torch.zeros(1, 2, dtype=torch.bool),
+        logprobs=blank,
+        rewards=blank,
+        truncated=torch.zeros(1, dtype=torch.bool),
+        groups=torch.zeros(1, dtype=torch.int64),
+    )
+
+
 def _check(t: Trajectory) -> None:
     sizes = {len(t.token_ids), len(t.mask), len(t.logprobs), len(t.rewards)}
     if len(sizes) != 1:

@@ -6,7 +6,7 @@ Nothing is started before it is empty.
 import math
 from typing import Any
 
-from smartrag.choices import KL, Judge, KLIn, Teacher, WeightBackend
+from smartrag.choices import KL, Critic, Judge, KLIn, Role, Teacher, WeightBackend
 from smartrag.config import Data, Run
 from smartrag.data import NAMED
 from smartrag.reward import full_score
@@ -38,6 +38,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("algorithm.lam", 0.0, 1.0),
     ("algorithm.clip", 1e-3, 1.0),
     ("algorithm.value_clip", 1e-3, 1e3),
+    ("algorithm.value_coef", 1e-6, 1e3),
     ("algorithm.entropy_coef", 0.0, 10.0),
     ("algorithm.kl_coef", 0.0, 10.0),
     ("algorithm.kl_target", 1e-6, 1e3),
@@ -51,6 +52,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("reward.ramp_steps", 0, 1 << 31),
     ("reward.budget.target", 0.0, 16.0),
     ("reward.budget.rate", 1e-6, 10.0),
+    ("reward.budget.gain", 0.0, 100.0),
     ("reward.budget.max_price", 0.0, 1000.0),
     ("reward.endpoint.timeout_s", 0.1, 3600.0),
     ("reward.endpoint.attempts", 1, 100),
@@ -129,6 +131,7 @@ def check(run: Run) -> list[str]:
         problems.append(
             f"train.episodes={run.train.episodes} must be a multiple of algorithm.samples={run.algorithm.samples}"
         )
+    problems += _of_the_roles(run)
     problems += _of_the_judge(run)
     problems += _of_the_price(run)
     if run.warmup.steps and run.warmup.batch % run.learner.ranks:
@@ -179,10 +182,34 @@ def _of_the_estimators(run: Run) -> list[str]:
             f"algorithm.critic_warmup_steps={algorithm.critic_warmup_steps}, but algorithm.advantage="
             f"{algorithm.advantage} has no critic; set it to 0"
         )
+    if algorithm.critic is Critic.shared and not algorithm.advantage.has_critic:
+        problems.append(
+            f"algorithm.critic=shared, but algorithm.advantage={algorithm.advantage} has no critic; leave it at "
+            "separate, which then means none"
+        )
     if algorithm.kl_in is KLIn.loss and algorithm.kl is KL.k1:
         problems.append(
             "algorithm.kl=k1 with algorithm.kl_in=loss has a gradient of mean zero, so it would hold nothing back; "
             "use k2 or k3 there, or algorithm.kl_in=reward"
+        )
+    return problems
+
+
+def _of_the_roles(run: Run) -> list[str]:
+    trains = run.algorithm.trains
+    spelled = f"algorithm.trains=[{','.join(trains)}]"
+    if not trains or len(set(trains)) < len(trains):
+        return [f"{spelled} must name one or more of {', '.join(Role)}, each once"]
+    problems = []
+    if run.algorithm.frozen and run.warmup.steps:
+        problems.append(
+            f"with {spelled} the weights that the run starts from play {' and '.join(run.algorithm.frozen)}, so they "
+            f"must be warmed up already: set warmup.steps=0, got {run.warmup.steps}, and model.path to what "
+            "launch/warmup.py made"
+        )
+    if Role.answer not in trains and not max(run.training_quotas):
+        problems.append(
+            f"{spelled} learns nothing where every answer is forced; raise algorithm.quota (or train.quotas) above 0"
         )
     return problems
 

@@ -14,6 +14,14 @@ class WeightBackend(StrEnum):
     ipc = "ipc"  # learner and engine share a GPU
 
 
+class Role(StrEnum):
+    """What the policy does, see `roles.py`."""
+
+    decision = "decision"  # to search or to answer
+    query = "query"  # what to ask the retriever
+    answer = "answer"  # what to answer
+
+
 class Advantage(StrEnum):
     gae = "gae"  # token by token, with a critic
     turn_gae = "turn_gae"  # turn by turn, with a critic: every token of a turn shares its credit
@@ -28,6 +36,13 @@ class Advantage(StrEnum):
     @property
     def compares_samples(self) -> bool:
         return self in (Advantage.rloo, Advantage.grpo)
+
+
+class Critic(StrEnum):
+    """Where the values of an estimator with a critic come from."""
+
+    separate = "separate"  # a second model with a learning rate and an optimiser of its own
+    shared = "shared"  # a value head on the policy's trunk: half the memory, and one forward pass for both
 
 
 class KL(StrEnum):

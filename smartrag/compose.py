@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -25,6 +25,7 @@ from smartrag.config import Run
 
 CONF = ROOT / "conf"
 USAGE_ERROR = 2
+_IS_GLOBAL = "@package _global_"  # of an option that sets other groups too
 _FREE = ("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.", "data.mix.")  # their keys have no fields
 
 ConfigStore.instance().store(name="run_schema", node=Run)
@@ -53,6 +54,36 @@ def load(overrides: Sequence[str], beside: Sequence[str] = ()) -> Run:
         advice = "choose an option that has it first, or give it whole, name={...}"
         raise ConfigError(f"{named}: sets a group that is null here; {advice}") from error
     return _checked(run)
+
+
+def change(path: Path, overrides: Sequence[str]) -> Run:
+    """The run of a config.yaml (`as_yaml` wrote it) with `overrides` laid over it, options of groups before values.
+
+    A group's option replaces what the run had of that group. Raises ConfigError; FileNotFoundError without the file.
+    """
+    problems = list(_unknown_names(overrides, ()))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    config: Any = OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.load(path))
+    groups, values = _groups(), []
+    try:
+        for override in overrides:
+            name, _, value = override.lstrip("+").partition("=")
+            if name not in groups:
+                values.append(override.lstrip("+"))
+                continue
+            for i, option in enumerate(value.strip("[]").split(",")):
+                file = CONF / name / f"{option.strip()}.yaml"
+                laid = OmegaConf.load(file)
+                if _IS_GLOBAL not in file.read_text(encoding="utf-8"):
+                    laid = OmegaConf.create({name: laid})
+                    if i == 0:
+                        config[name] = OmegaConf.structured(get_type_hints(Run)[name])
+                config = OmegaConf.merge(config, laid)
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(_over_null(values)))
+        return _checked(to_run(config))
+    except (OmegaConfBaseException, AssertionError) as error:
+        raise ConfigError(_plainly(error)) from error
 
 
 def _checked(run: Run) -> Run:

@@ -7,10 +7,12 @@ from smartrag.choices import (
     KL,
     Advantage,
     Corpus,
+    Critic,
     Importance,
     Judge,
     KLIn,
     Precision,
+    Role,
     Stemmer,
     Teacher,
     WandbMode,
@@ -78,13 +80,16 @@ class Algorithm:
     """Policy optimisation over retrieval episodes. Symbols as in Schulman et al. 2017."""
 
     quota: int  # N: retrievals an episode may make (SmartRAG, Algorithm 1)
+    trains: list[Role]  # roles whose tokens are learned from; the weights the run starts from play the others
     advantage: Advantage
+    critic: Critic
     samples: int  # episodes a question gets in one step; estimators that compare samples need two or more
     temperature: float  # of the sampling policy
     gamma: float  # discount per policy token
     lam: float  # GAE lambda per policy token (turn_gae: both per turn)
     clip: float  # epsilon of the surrogate
     value_clip: float | None  # null: plain squared error
+    value_coef: float  # critic=shared: weight of the value loss beside the policy's, in the gradient of their trunk
     entropy_coef: float
     kl: KL
     kl_in: KLIn
@@ -95,7 +100,12 @@ class Algorithm:
     whiten_advantages: bool
     importance: Importance
     importance_cap: float  # the largest importance weight
-    critic_warmup_steps: int  # steps in which only the critic learns
+    critic_warmup_steps: int  # steps in which only the critic learns; of a shared one only the head
+
+    @property
+    def frozen(self) -> list[Role]:
+        """The roles that are not trained."""
+        return [role for role in Role if role not in self.trains]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,7 +113,8 @@ class RetrievalBudget:
     """A target of retrievals, held by the price of one: a Lagrange multiplier, see `price.py`."""
 
     target: float  # retrievals per question
-    rate: float  # what the price gains a step per retrieval per question above the target
+    rate: float  # K_I: what the price gains with each step, per retrieval per question above the target
+    gain: float  # K_P: what it is above that while there are too many, per retrieval per question above the target
     max_price: float
 
 
@@ -146,7 +157,7 @@ class LearnerGroup:
     threads: int  # torch threads of one rank
     zero_stage: int  # DeepSpeed ZeRO 0-3
     learning_rate: float
-    critic_learning_rate: float
+    critic_learning_rate: float  # of the separate critic, or of the head on a shared trunk
     final_rate: float  # share of both learning rates left at the last PPO step; they fall linearly. 1: constant
     beta2: float  # AdamW's memory of squared gradients; lower forgets the large early ones sooner
     weight_decay: float
@@ -217,6 +228,14 @@ class Log:
     group: str | None  # of runs that W&B shows together
     episodes: int  # episodes a step written to episodes.jsonl
     progress: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Ablation:
+    """What launch/ablate.py takes beside the settings of a run; values in conf/ablate.yaml."""
+
+    seeds: list[int]  # every row is run with each
+    rows: list[str]  # names of ablation.ROWS, or `composed`
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,11 +13,14 @@ Training, evaluation, gates, warm-up data and `ask` all run through `run_episode
 """
 
 import hashlib
+import time
 
 from smartrag.prompt import Prompt
+from smartrag.roles import roles
 from smartrag.types import (
     Action,
     ActionKind,
+    Completion,
     Empty,
     End,
     Episode,
@@ -28,6 +31,7 @@ from smartrag.types import (
     Generate,
     Hits,
     Retrieve,
+    Stop,
     Turn,
 )
 
@@ -36,6 +40,9 @@ _ENDS = {
     ActionKind.MALFORMED: End.FORMAT_ERROR,
     ActionKind.CUT: End.TRUNCATED,
 }
+
+
+_NOT_ASKED = Completion((), (), Stop.END, ())  # of a turn that the environment wrote
 
 
 def episode_id(seed: int, phase: str, step: int, slot: int) -> str:
@@ -66,19 +73,26 @@ async def run_episode(
     turns: list[Turn] = []
     while True:
         searches = len(turns)
-        tag = _forced_tag(request, searches, prompt, room=prompt.budget.context - len(context))
-        new_context += tag
-        context += tag
-        completion = await generate(
-            context,
-            max_new_tokens=prompt.budget.new_tokens,
-            temperature=0.0 if request.greedy else temperature,
-            seed=turn_seed(request.id, searches),
-            request_id=f"{request.id}-{searches}",
-        )
-        action = prompt.parse(completion.token_ids, completion.stop, tag=tag)
+        forced = _forced(request, searches, prompt, room=prompt.budget.context - len(context))
+        new_context += forced
+        context += forced
+        began = time.monotonic()
+        if forced and forced[-1] == prompt.end_id:
+            completion, action = _NOT_ASKED, Action(ActionKind.SEARCH, request.question.text)
+        else:
+            completion = await generate(
+                context,
+                max_new_tokens=prompt.budget.new_tokens,
+                temperature=0.0 if request.greedy else temperature,
+                seed=turn_seed(request.id, searches),
+                request_id=f"{request.id}-{searches}",
+            )
+            action = prompt.parse(completion.token_ids, completion.stop, tag=forced)
+        generated = time.monotonic()
         retrieved = await _search(action, retrieve, request)
-        turns.append(Turn(new_context, completion, action, retrieved, forced=bool(tag)))
+        own = roles(completion.token_ids, prompt, tag=forced)
+        seconds = generated - began, time.monotonic() - generated
+        turns.append(Turn(new_context, completion, action, retrieved, bool(forced), own, *seconds))
         if retrieved is None:
             return Episode(request.id, request.question, tuple(turns), _ENDS[action.kind])
         context += completion.token_ids
@@ -86,16 +100,19 @@ async def run_episode(
         context += new_context
 
 
-def _forced_tag(request: EpisodeRequest, searches: int, prompt: Prompt, room: int) -> tuple[int, ...]:
-    """The tag the environment writes for the policy: the answer tag at the quota or when `room`, the tokens left of the
-    context, holds no search and answer, or what a fixed gate demands."""
-    smallest = len(prompt.observation(Empty(), room=0))  # the template's marks alone
-    tags = len(prompt.search_ids) + len(prompt.answer_ids)
-    if searches >= request.quota or request.gate is Gate.NEVER or room < 2 * prompt.budget.new_tokens + smallest + tags:
+def _forced(request: EpisodeRequest, searches: int, prompt: Prompt, room: int) -> tuple[int, ...]:
+    """What the environment writes for the policy: the answer tag at the quota or when `room`, the tokens left of the
+    context, holds no search and answer; what a fixed gate demands, a tag or a whole search."""
+    answer = prompt.budget.new_tokens + len(prompt.observation(Empty(), room=0)) + len(prompt.answer_ids)
+    no_room = room < len(prompt.search_ids) + prompt.budget.new_tokens + answer
+    if searches >= request.quota or request.gate is Gate.NEVER or no_room:
         return prompt.answer_ids
-    if request.gate is Gate.ALWAYS and searches == 0:
+    if searches > 0 or request.gate is Gate.POLICY:
+        return ()
+    if request.gate is Gate.ALWAYS:
         return prompt.search_ids
-    return ()
+    asked = prompt.spell(Action(ActionKind.SEARCH, request.question.text))
+    return asked if len(asked) + answer <= room else prompt.answer_ids
 
 
 async def _search(action: Action, retrieve: Retrieve, request: EpisodeRequest) -> Hits | Empty | None:

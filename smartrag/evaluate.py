@@ -1,9 +1,9 @@
-"""What a set of finished episodes says: means with 95 % bootstrap intervals, paired differences, rates by popularity.
+"""What a set of finished episodes says: measures with 95 % bootstrap intervals, paired differences, means by group.
 
-Training curves, evaluation before and after, and the fixed gates are all summarised here from the same episodes.
+Training curves, evaluation before and after, fixed gates and thresholds are all summarised here, from episodes alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,30 @@ from smartrag.reward import episode_reward
 from smartrag.score import contains, exact_match, f1
 from smartrag.types import End, Episode, EpisodeRequest, Gate, Hits, Question, Rollout
 
+# What every step of training shows ...
 MEASURES = ("reward", "em", "f1", "retrievals_per_question", "hit_rate", "format_error_rate", "truncation_rate")
+# ... and what an evaluation tells besides: the answer contains a gold answer, and what a question costs.
+COSTS = ("accuracy", "model_calls", "prompt_tokens", "generated_tokens", "latency_s")
+FIFTHS = ("1 (least)", "2", "3", "4", "5 (most)")
 _RESAMPLES = 2000
+
+Columns = dict[str, np.ndarray]  # measure -> [n] values, one a question; nan where it is not defined
 
 
 def requests(
-    questions: Sequence[Question], *, seed: int, phase: str, quota: int, k: int, gate: Gate = Gate.POLICY
+    questions: Sequence[Question],
+    *,
+    seed: int,
+    phase: str,
+    quota: int,
+    k: int,
+    gate: Gate = Gate.POLICY,
+    gold_first: bool = False,
 ) -> list[EpisodeRequest]:
     """One greedy episode a question."""
+    name = f"{phase}/{gate}/gold-first" if gold_first else f"{phase}/{gate}"
     return [
-        EpisodeRequest(episode_id(seed, f"{phase}/{gate}", 0, i), q, quota, k, gate, greedy=True)
+        EpisodeRequest(episode_id(seed, name, 0, i), q, quota, k, gate, greedy=True, gold_first=gold_first)
         for i, q in enumerate(questions)
     ]
 
@@ -35,34 +49,50 @@ def run_all(rollout: Rollout, wanted: Sequence[EpisodeRequest]) -> list[Episode]
     return [done[request.id] for request in wanted]
 
 
+def hit(episode: Episode) -> bool:
+    """Whether a retrieved passage holds a gold answer."""
+    observed = (turn.retrieved for turn in episode.turns)
+    gold = episode.question.answers
+    return any(isinstance(o, Hits) and any(contains(p.contents, gold) for p in o.passages) for o in observed)
+
+
 def measure(episode: Episode, reward: Reward) -> dict[str, float]:
-    """The numbers of one episode, keyed as MEASURES. `hit_rate` is nan when nothing was retrieved."""
+    """The numbers of one episode, keyed as MEASURES and COSTS. `hit_rate` is nan when nothing was retrieved.
+
+    `prompt_tokens` counts what each call of the model reads, its own earlier turns again: what an endpoint bills.
+    """
     answer, gold = episode.answer, episode.question.answers
-    observed = [turn.retrieved for turn in episode.turns if turn.retrieved is not None]
-    hit = any(isinstance(o, Hits) and any(contains(p.contents, gold) for p in o.passages) for o in observed)
+    written = [len(turn.completion.token_ids) for turn in episode.turns]
+    new = [len(turn.context_ids) for turn in episode.turns]
+    read = [sum(new[: i + 1]) + sum(written[:i]) for i in range(len(new))]
     return {
         "reward": episode_reward(episode, reward),
         "em": 0.0 if answer is None else exact_match(answer, gold),
         "f1": 0.0 if answer is None else f1(answer, gold),
         "retrievals_per_question": float(episode.retrievals),
-        "hit_rate": float(hit) if observed else float("nan"),
+        "hit_rate": float(hit(episode)) if episode.retrievals else float("nan"),
         "format_error_rate": float(episode.end is End.FORMAT_ERROR),
         "truncation_rate": float(episode.end is End.TRUNCATED),
+        "accuracy": float(answer is not None and contains(answer, gold)),
+        "model_calls": float(sum(n > 0 for n in written)),
+        "prompt_tokens": float(sum(r for r, n in zip(read, written, strict=True) if n)),
+        "generated_tokens": float(sum(written)),
+        "latency_s": sum(turn.generation_s + turn.retrieval_s for turn in episode.turns),
     }
 
 
-def table(episodes: Sequence[Episode], reward: Reward) -> dict[str, np.ndarray]:
-    """MEASURES -> [n] values, one an episode."""
+def table(episodes: Sequence[Episode], reward: Reward) -> Columns:
+    """The measures of each episode, in their order."""
     rows = [measure(episode, reward) for episode in episodes]
-    return {name: np.array([row[name] for row in rows]) for name in MEASURES}
+    return {name: np.array([row[name] for row in rows]) for name in (*MEASURES, *COSTS)}
 
 
-def means(columns: dict[str, np.ndarray]) -> dict[str, float]:
+def means(columns: Mapping[str, np.ndarray], names: Sequence[str] = MEASURES) -> dict[str, float]:
     """Mean of each measure over the episodes it is defined for; left out where it is defined for none."""
-    return {name: float(np.nanmean(x)) for name, x in columns.items() if not np.isnan(x).all()}
+    return {name: float(np.nanmean(columns[name])) for name in names if not np.isnan(columns[name]).all()}
 
 
-def summary(columns: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
+def summary(columns: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
     """`n` and, for each measure, its mean with the 95 % percentile bootstrap interval over questions.
 
     `hit_rate` is over the questions that retrieved; null when none did.
@@ -71,6 +101,18 @@ def summary(columns: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     for name, values in columns.items():
         out[name] = interval(values[~np.isnan(values)], seed)
     return out
+
+
+def differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+    """For each measure the mean of ours minus theirs on the same questions with its interval (a paired bootstrap).
+
+    Over the questions where both define it; null where there is none.
+    """
+    found = {}
+    for name, values in ours.items():
+        gaps = values - theirs[name]
+        found[name] = interval(gaps[~np.isnan(gaps)], seed)
+    return found
 
 
 def interval(values: np.ndarray, seed: int) -> dict[str, float] | None:
@@ -87,10 +129,43 @@ def interval(values: np.ndarray, seed: int) -> dict[str, float] | None:
     return {"mean": mean, "low": float(found.low), "high": float(found.high)}
 
 
-def line(columns: dict[str, np.ndarray]) -> str:
+def line(columns: Mapping[str, np.ndarray]) -> str:
     """The means in one line, for the terminal."""
-    found = means(columns)
-    return "  ".join(f"{name} {found[name]:.3f}" for name in MEASURES if name in found)
+    return "  ".join(f"{name} {x:.3f}" for name, x in means(columns).items())
+
+
+def by_group(columns: Mapping[str, np.ndarray], labels: Sequence[str | None]) -> dict[str, dict[str, float]]:
+    """`n` and the means of each group; `labels` names each episode's own, None leaves it out."""
+    names = np.array([label or "" for label in labels])
+    found = {}
+    for name in sorted(set(names) - {""}):
+        members = {measure: values[names == name] for measure, values in columns.items()}
+        found[str(name)] = {"n": float(len(members["reward"])), **means(members, tuple(members))}
+    return found
+
+
+def labels(questions: Sequence[Question], name: str) -> list[str | None]:
+    """What the data set knows of each question: `dataset`, `hops`, `type`, or its fifth of `popularity`.
+
+    Fifths are of the questions whose popularity is known, equal ones in the questions' order; with fewer than 5 none.
+    """
+    if name != "popularity":
+        return [str(q.meta[name]) if name in q.meta else None for q in questions]
+    known = [(x, i) for i, q in enumerate(questions) if (x := popularity(q)) is not None]
+    found: list[str | None] = [None] * len(questions)
+    if len(known) < len(FIFTHS):
+        return found
+    order = [i for _, i in sorted(known, key=lambda pair: pair[0])]
+    for fifth, members in zip(FIFTHS, np.array_split(np.array(order), len(FIFTHS)), strict=True):
+        for i in members:
+            found[int(i)] = fifth
+    return found
+
+
+def popularity(question: Question) -> float | None:
+    """How much has been written about the question's subject (population, page views), where the data set knows it."""
+    known = question.meta.get("popularity", question.meta.get("subject_popularity"))
+    return None if known is None else float(known)
 
 
 def retrieval_by_popularity(episodes: Sequence[Episode]) -> list[float] | None:
@@ -98,31 +173,11 @@ def retrieval_by_popularity(episodes: Sequence[Episode]) -> list[float] | None:
 
     None when the data set does not know popularity or there are fewer than 5 questions.
     """
-    known = [(float(e.question.meta["popularity"]), e) for e in episodes if "popularity" in e.question.meta]
-    if len(known) < 5:
+    fifths = np.array(labels([e.question for e in episodes], "popularity"))
+    if not any(fifths):
         return None
-    known.sort(key=lambda pair: pair[0])
-    fifths = np.array_split(np.array([float(e.retrievals > 0) for _, e in known]), 5)
-    return [float(fifth.mean()) for fifth in fifths]
-
-
-def by_meta(episodes: Sequence[Episode], reward: Reward, name: str) -> dict[str, dict[str, float]]:
-    """Means by what the data set knows of a question (`hops`, `dataset`), where it knows it."""
-    groups: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        if name in episode.question.meta:
-            groups.setdefault(str(episode.question.meta[name]), []).append(episode)
-    return {value: {"n": len(es), **means(table(es, reward))} for value, es in sorted(groups.items())}
-
-
-def by_group(episodes: Sequence[Episode], groups: Sequence[str], reward: Reward) -> dict[str, float]:
-    """`<group>/reward`, `<group>/em`, `<group>/retrievals_per_question`; `groups` names each episode's own."""
-    found: dict[str, float] = {}
-    for group in sorted(set(groups)):
-        members = [episode for episode, own in zip(episodes, groups, strict=True) if own == group]
-        columns = means(table(members, reward))
-        found |= {f"{group}/{name}": columns[name] for name in ("reward", "em", "retrievals_per_question")}
-    return found
+    searched = np.array([e.retrievals > 0 for e in episodes])
+    return [float(searched[fifths == fifth].mean()) for fifth in FIFTHS]
 
 
 def describe(episode: Episode, reward: Reward) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class Exam:
         return {
             **evaluate.summary(columns, self.run.seed),
             "retrieval_rate_by_popularity_fifth": evaluate.retrieval_by_popularity(episodes),
-            "by_hops": evaluate.by_meta(episodes, reward, "hops"),
-            "by_dataset": evaluate.by_meta(episodes, reward, "dataset"),
+            "by_hops": evaluate.by_group(columns, evaluate.labels(self.data.test, "hops")),
+            "by_dataset": evaluate.by_group(columns, evaluate.labels(self.data.test, "dataset")),
         }
 
     def dev(self, step: int) -> dict[str, float]:
@@ -44,12 +44,12 @@ class Exam:
 
     def means(self, episodes: Sequence[Episode], requests: Sequence[EpisodeRequest] = ()) -> dict[str, float]:
         """Means over all episodes; by data set and by quota (of `requests`) where there are several."""
-        reward = self.run.reward
-        found = evaluate.means(evaluate.table(episodes, reward))
+        columns = evaluate.table(episodes, self.run.reward)
+        found = evaluate.means(columns)
         if len(self.run.data.mix) > 1:
-            found |= evaluate.by_group(episodes, [e.question.meta["dataset"] for e in episodes], reward)
+            found |= _flat(columns, evaluate.labels([e.question for e in episodes], "dataset"))
         if requests and len(set(self.run.train.quotas)) > 1:
-            found |= evaluate.by_group(episodes, [f"quota_{request.quota}" for request in requests], reward)
+            found |= _flat(columns, [f"quota_{request.quota}" for request in requests])
         return found
 
     def closed_book(self, questions: Sequence[Question]) -> dict[str, str]:
@@ -78,3 +78,10 @@ class Exam:
             gate=gate,
         )
         return evaluate.run_all(self.rollout, wanted)
+
+
+def _flat(columns: evaluate.Columns, labels: Sequence[str | None]) -> dict[str, float]:
+    """`<group>/reward`, `<group>/em` and `<group>/retrievals_per_question`, for a row of metrics."""
+    groups = evaluate.by_group(columns, labels)
+    kept = ("reward", "em", "retrievals_per_question")
+    return {f"{group}/{name}": figures[name] for group, figures in groups.items() for name in kept}

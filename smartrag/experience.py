@@ -3,26 +3,17 @@
 Shapes: B trajectories of this rank, T tokens of the longest.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from smartrag import advantage, loss, packing
+from smartrag.actor_critic import Separate, Shared, rows
 from smartrag.choices import Advantage, KLIn
 from smartrag.config import Algorithm
-from smartrag.ranks import Engine, Ranks
+from smartrag.ranks import Ranks
 from smartrag.types import Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """Their inputs and outputs are rows of a packed micro-batch, [R, L]."""
-
-    policy: Engine  # forward(token_ids, mask, temperature, positions) -> log-probs, entropies, as model.Policy
-    critic: Engine | None  # forward(token_ids, positions) -> V after each token, as model.Critic; None: not needed
-    reference: Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]  # as the policy's forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +32,13 @@ class Experience:
 
 @torch.no_grad()
 def gather(
-    batch: Batch, models: Models, algorithm: Algorithm, ranks: Ranks, *, kl_coef: float, micro_batch_tokens: int
+    batch: Batch,
+    models: Separate | Shared,
+    algorithm: Algorithm,
+    ranks: Ranks,
+    *,
+    kl_coef: float,
+    micro_batch_tokens: int,
 ) -> Experience:
     """With `kl_in=reward`, rewards are shaped by the KL penalty before advantages are taken from them:
 
@@ -50,13 +47,14 @@ def gather(
     old, reference, after = (torch.zeros(batch.mask.shape) for _ in range(3))
     sizes = packing.lengths(batch)
     plan = packing.plan(sizes, micro_batch_tokens)
-    for rows in ranks.equal_counts(plan):
-        part = packing.pack(batch, rows)
-        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
-        part.spread(models.policy.forward(ids, mask, algorithm.temperature, positions)[0], old)
-        part.spread(models.reference(ids, mask, algorithm.temperature, positions)[0], reference)
-        if models.critic is not None:
-            part.spread(models.critic.forward(ids, positions), after)
+    for some in ranks.equal_counts(plan):
+        part = packing.pack(batch, some)
+        x = rows(part, algorithm.temperature, ranks.device)
+        logp, values_after = models.score(x)
+        part.spread(logp, old)
+        part.spread(models.reference(*x)[0], reference)
+        if values_after is not None:
+            part.spread(values_after, after)
 
     rewards = batch.rewards
     if algorithm.kl_in is KLIn.reward:
@@ -86,7 +84,8 @@ def _advantages(
             compare = advantage.rloo if algorithm.advantage is Advantage.rloo else advantage.grpo
             episode = torch.where(mask, rewards, 0.0).sum(1)  # [B]
             count = 1 + int(ranks.max(float(batch.groups.max())))
-            totals = ranks.sum(advantage.group_totals(episode, batch.groups, count))
+            real = mask.any(1)  # not so of `batch.nothing`
+            totals = ranks.sum(advantage.group_totals(episode[real], batch.groups[real], count))
             return torch.where(mask, compare(episode, totals[batch.groups])[:, None], 0.0), nothing
 
 
@@ -107,7 +106,7 @@ def metrics(exp: Experience, algorithm: Algorithm, ranks: Ranks) -> dict[str, fl
     total = ranks.sums(
         {
             "tokens": float(mask.sum()),
-            "episodes": float(len(mask)),
+            "episodes": float(mask.any(1).sum()),
             "computed": float(exp.computed),
             "real": float(exp.batch.attention_mask.sum()),
             "kl": float(loss.masked_sum(loss.k1(exp.old, exp.reference), mask)),

@@ -8,16 +8,16 @@ The last two never look at the gold answers. Their shares are scaled by `full_sc
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from smartrag.choices import Judge
+from smartrag.choices import Judge, Role
 from smartrag.config import Reward, Run
 from smartrag.judge import judge
 from smartrag.price import first_price, ramp
 from smartrag.reward import full_score, gated, gold_score, turn_rewards
 from smartrag.score import normalise
-from smartrag.trajectory import to_trajectory
+from smartrag.trajectory import teaches, to_trajectory
 from smartrag.types import Episode, Trajectory
 
 
@@ -25,23 +25,29 @@ class Feedback:
     """The environment's answer to a step's episodes. Its state, the price of a retrieval, is the run's to keep."""
 
     def __init__(self, run: Run):
-        self.reward, self.samples = run.reward, run.algorithm.samples
+        self.reward, self.samples, self.trains = run.reward, run.algorithm.samples, run.algorithm.trains
         self.cache = Path(run.cache).expanduser() / "chats"
         self.price = first_price(run.reward)
 
     def __call__(self, episodes: Sequence[Episode], step: int) -> tuple[list[Trajectory], dict[str, float]]:
-        """What the learner gets, and its part of the step's row. Moves the price for the next step."""
+        """What the learner gets, and its part of the step's row. Moves the price for the next step.
+
+        Voided episodes could not be judged; untrained ones hold no token of a trained role.
+        """
         share = ramp(step, self.reward.free_steps, self.reward.ramp_steps)
         charged = share * self.price.value
         found = scores(episodes, self.reward, self.samples, self.cache)
-        trajectories = learnable(episodes, found, self.reward, self.samples, charged)
+        trajectories = learnable(episodes, found, self.reward, self.samples, charged, self.trains)
         if share > 0:  # held while nothing is charged: it would only wind up
             self.price = self.price.after(sum(e.retrievals for e in episodes) / len(episodes))
-        return trajectories, {
-            "training_reward": sum(sum(t.rewards) for t in trajectories) / len(trajectories),
+        told = {
             "retrieval_price": charged,
-            "voided_episodes": len(episodes) - len(trajectories),
+            "voided_episodes": found.count(None),
+            "untrained_episodes": len(episodes) - found.count(None) - len(trajectories),
         }
+        if trajectories:
+            told["training_reward"] = sum(sum(t.rewards) for t in trajectories) / len(trajectories)
+        return trajectories, told
 
 
 def scores(episodes: Sequence[Episode], reward: Reward, samples: int, cache: Path) -> list[float | None]:
@@ -90,15 +96,23 @@ def agreement(votes: Sequence[str | None], samples: int) -> list[float]:
 
 
 def learnable(
-    episodes: Sequence[Episode], found: Sequence[float | None], reward: Reward, samples: int, price: float
+    episodes: Sequence[Episode],
+    found: Sequence[float | None],
+    reward: Reward,
+    samples: int,
+    price: float,
+    trains: Collection[Role] = tuple(Role),
 ) -> list[Trajectory]:
-    """The trajectories of the episodes that could be judged, rewards on their tokens. `found`: their `scores`."""
+    """The trajectories of the episodes that could be judged and hold a token of a trained role.
+
+    `found`: the `scores` of all episodes.
+    """
     trajectories = []
     for slot, (episode, score) in enumerate(zip(episodes, found, strict=True)):
-        if score is not None:
+        if score is not None and teaches(episode, trains):
             due = gated(price, score, full_score(reward)) if reward.gated else price
             earned = turn_rewards(episode, reward, score=score, price=due)
-            trajectories.append(to_trajectory(episode, earned, group=slot // samples))
+            trajectories.append(to_trajectory(episode, earned, group=slot // samples, trains=trains))
     return trajectories
 
 

@@ -1,7 +1,7 @@
 """The run folder, the one owner of every number, and W&B, which gets the same rows.
 
 runs/<name>/<id>/  config.yaml  metrics.jsonl  episodes.jsonl  checkpoints/
-                   evaluation-<system>.jsonl  summary.json  curves.png
+                   evaluation-<system>.jsonl  summary.json  curves.png  report.html
 runs/<name>/latest -> <id>
 """
 
@@ -76,21 +76,19 @@ class RunFolder:
 
     def evaluation(self, name: str) -> dict[str, np.ndarray]:
         """COLUMNS of evaluation-<name>.jsonl, [n] each, in the order of the questions."""
-        lines = (self.folder / f"evaluation-{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in _lines(self.folder / f"evaluation-{name}.jsonl")]
         return {column: np.array([row[column] for row in rows]) for column in COLUMNS}
 
     def rows(self) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return [json.loads(line) for line in _lines(path)] if path.exists() else []
 
     def rewind(self, step: int) -> None:
         """Drops the rows of steps that a resumed run will do again, so that every step stands once."""
         for name in ("metrics.jsonl", "episodes.jsonl"):
             path = self.folder / name
             if path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                self.write(name, "".join(line for line in lines if json.loads(line)["step"] <= step))
+                self.write(name, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))
 
     def start_wandb(self, log: Log, config: Mapping[str, Any], run_id: str) -> None:
         """Opens W&B as `log.wandb` says; `auto` goes offline at once, with one clear line, when it must."""
@@ -155,6 +153,12 @@ def versions() -> dict[str, str]:
         except ModuleNotFoundError:  # PackageNotFoundError is one
             continue
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines with their ends. JSON may hold characters at which str.splitlines would cut, U+2028 among them."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return file.readlines()
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The policy, its critic, and where their weights come from.
+"""The policy, its critic, the two on one trunk, and where their weights come from.
 
 Shapes: R rows of L tokens, N policy tokens, H hidden width, V vocabulary.
 """
@@ -48,17 +48,23 @@ class Policy(nn.Module):
         attention mask is passed: positions say where a trajectory begins, and padding on the right is out of sight of
         every real token anyway.
         """
+        return self.score(token_ids, mask, temperature, positions)[:2]
+
+    def score(
+        self, token_ids: Tensor, mask: Tensor, temperature: float, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` gives, and the trunk's last hidden states, [R, L, H]."""
         chosen = mask[:, 1:]
+        inputs = {"input_ids": token_ids, "position_ids": positions, "use_cache": False}
         if self._head_is_last:
-            inner = self.lm.base_model(input_ids=token_ids, position_ids=positions, use_cache=False)
-            hidden = inner.last_hidden_state  # [R, L, H]
+            hidden = self.lm.base_model(**inputs).last_hidden_state
             logits = self.lm.get_output_embeddings()(hidden[:, :-1][chosen])  # [N, V]
         else:
-            whole = self.lm(input_ids=token_ids, position_ids=positions, use_cache=False)
-            logits = whole.logits[:, :-1][chosen]
+            whole = self.lm(**inputs, output_hidden_states=True)
+            hidden, logits = whole.hidden_states[-1], whole.logits[:, :-1][chosen]
         logp, entropy = token_logprobs(logits, token_ids[:, 1:][chosen], temperature)
         blank = torch.zeros(token_ids.shape, dtype=logp.dtype, device=logp.device)
-        return blank.masked_scatter(mask, logp), blank.masked_scatter(mask, entropy)
+        return blank.masked_scatter(mask, logp), blank.masked_scatter(mask, entropy), hidden
 
 
 class Critic(nn.Module):
@@ -67,19 +73,50 @@ class Critic(nn.Module):
     def __init__(self, lm: PreTrainedModel):
         super().__init__()
         self.trunk = lm.base_model
-        width = lm.config.get_text_config().hidden_size
-        self.head = nn.Linear(width, 1, dtype=lm.dtype)
-        # Small, so that the first values are near 0 and advantages start as the rewards themselves; not zero, or the
-        # trunk would get no gradient. From its own generator: every rank must draw the same.
-        start = torch.randn(1, width, generator=torch.Generator().manual_seed(0)) * 1e-2 / width**0.5
-        with torch.no_grad():
-            self.head.weight.copy_(start)
-            self.head.bias.zero_()
+        self.head = _value_head(lm)
 
     def forward(self, token_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """V of the state after token t, [R, L] float32. token_ids, positions: [R, L], as for `Policy`."""
         hidden = self.trunk(input_ids=token_ids, position_ids=positions, use_cache=False).last_hidden_state
         return self.head(hidden)[..., 0].float()
+
+
+class SharedTrunk(nn.Module):
+    """A policy whose trunk is its critic's too: a scalar head on the policy's last hidden states."""
+
+    def __init__(self, lm: PreTrainedModel):
+        super().__init__()
+        self.policy = Policy(lm)
+        self.head = _value_head(lm)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        mask: Tensor,
+        temperature: float,
+        positions: Tensor | None = None,
+        head_alone: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs and entropies as `Policy`, values as `Critic`: [R, L] each. All arguments but the last are those of
+        `Policy`; with `head_alone` the gradient of the values ends at the head.
+        """
+        logp, entropy, hidden = self.policy.score(token_ids, mask, temperature, positions)
+        values = self.head(hidden.detach() if head_alone else hidden)[..., 0].float()
+        # A loss of either output gives every parameter a gradient, of the other output's a zero one: ZeRO 3 would take
+        # the gradient of an earlier step for a parameter that a backward pass leaves out.
+        nothing = 0.0 * (logp + values)
+        return logp + nothing, entropy, values + nothing
+
+
+def _value_head(lm: PreTrainedModel) -> nn.Linear:
+    """[H] -> [1]. Small, so that the first values are near 0 and advantages start as the rewards themselves; not zero,
+    or the trunk would get no gradient. From a generator of its own: every rank must draw the same."""
+    width = lm.config.get_text_config().hidden_size
+    head = nn.Linear(width, 1, dtype=lm.dtype)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(1, width, generator=torch.Generator().manual_seed(0)) * 1e-2 / width**0.5)
+        head.bias.zero_()
+    return head
 
 
 def load_policy(path: Path, precision: Precision, lora: Lora | None = None) -> Policy:
@@ -89,6 +126,11 @@ def load_policy(path: Path, precision: Precision, lora: Lora | None = None) -> P
 def load_critic(path: Path, precision: Precision, lora: Lora | None = None) -> Critic:
     """With adapters on its trunk; the head is trained whole."""
     return Critic(_load(path, precision, lora))
+
+
+def load_shared(path: Path, precision: Precision, lora: Lora | None = None) -> SharedTrunk:
+    """With adapters on the trunk; the value head is trained whole."""
+    return SharedTrunk(_load(path, precision, lora))
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

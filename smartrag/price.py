@@ -7,28 +7,42 @@ from smartrag.config import RetrievalBudget, Reward
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """λ, in units of the answer's reward per retrieval. With a budget it is the Lagrange multiplier of
+    """λ, in units of the answer's reward per retrieval. With a budget it holds the Lagrange multiplier of
 
     max E[score]  subject to  E[retrievals per question] ≤ target        (Altman 1999, "Constrained MDPs")
 
-    moved by projected dual ascent, slowly beside the policy (Tessler et al. 2019, arXiv 1805.11074, section 4):
+    by projected dual ascent with a term in proportion to the violation (Stooke et al. 2020, arXiv 2007.03964, alg. 2):
 
-    λ ← clip(λ + η (measured − target), 0, λ_max)
+    I ← clip(I + K_I (measured − target), 0, λ_max)        λ = clip(I + K_P (measured − target), 0, λ_max)
+
+    The ascent alone (Tessler et al. 2019, arXiv 1805.11074) swings past the target when the policy answers late.
     """
 
-    value: float  # λ
-    budget: RetrievalBudget | None  # target, η and λ_max; None: λ stays
+    multiplier: float  # I
+    budget: RetrievalBudget | None  # target, K_I, K_P and λ_max; None: λ stays
+    excess: float = 0.0  # retrievals per question above the target when last measured
+
+    @property
+    def value(self) -> float:
+        """λ: what a retrieval costs now."""
+        if self.budget is None:
+            return self.multiplier
+        return _clip(self.multiplier + self.budget.gain * self.excess, self.budget.max_price)
 
     def after(self, measured: float) -> "Price":
         """The price of the next step, given this step's retrievals per question."""
         if self.budget is None:
             return self
-        moved = self.value + self.budget.rate * (measured - self.budget.target)
-        return Price(min(max(moved, 0.0), self.budget.max_price), self.budget)
+        excess = measured - self.budget.target
+        return Price(_clip(self.multiplier + self.budget.rate * excess, self.budget.max_price), self.budget, excess)
 
 
 def first_price(reward: Reward) -> Price:
     return Price(-reward.retrieval, reward.budget)
+
+
+def _clip(price: float, highest: float) -> float:
+    return min(max(price, 0.0), highest)
 
 
 def ramp(step: int, free_steps: int, ramp_steps: int) -> float:

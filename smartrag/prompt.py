@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from smartrag.choices import Role
 from smartrag.types import Action, ActionKind, Empty, Hits, Stop
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ NOTHING_FOUND = "(nothing found)"
 
 _TAG = re.compile(r"\[\s*(search|answer)\s*\]", re.IGNORECASE)
 _WELL_FORMED = re.compile(r"\s*\[(Search|Answer)\]\s*(\S.*)", re.DOTALL)
+_OPENING = re.compile(r"\s*\[(Search|Answer)\]")
 _TAG_REST = re.compile(r"\A(\s*((search|answer)\s*)?\])+", re.IGNORECASE)  # closes one that a passage left open
 _MARK = re.compile(r"<+[^<>\s]+>+|\[/?[A-Z_]+\]")  # what templates mark with in plain text: [INST], <<SYS>>
 REPLACEMENT = "\ufffd"
@@ -111,6 +113,19 @@ class Prompt:
             return Action(ActionKind.MALFORMED, text)
         kind = ActionKind.SEARCH if match[1] == "Search" else ActionKind.ANSWER
         return Action(kind, match[2].strip())
+
+    def tag(self, token_ids: Sequence[int]) -> tuple[int, Role] | None:
+        """How many of the first generated ids it takes to write a tag, and whose the ids behind it are.
+
+        None while they spell no tag. What begins with anything else never comes to: `parse` finds it malformed.
+        """
+        for count in range(1, len(token_ids) + 1):
+            text = self._decode(token_ids[:count])
+            if match := _OPENING.match(text):
+                return count, Role.query if match[1] == "Search" else Role.answer
+            if not any(tag.startswith(text.lstrip()) for tag in (SEARCH_TAG, ANSWER_TAG)):
+                return None
+        return None
 
     def spell(self, action: Action) -> tuple[int, ...]:
         """The ids a policy would write for this action, end-of-turn token included (warm-up targets)."""

@@ -1,4 +1,5 @@
 """Scores of an answer against gold answers: exact match and token F1 as SQuAD defines them (Rajpurkar et al. 2016).
+With HotpotQA's rule that a "yes" or "no" is right or wrong and nothing in between (Yang et al. 2018).
 
 Each takes the best over the gold answers and returns a number in [0, 1].
 """
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WHOLE = ("yes", "no", "noanswer")  # no partial credit, whichever side they stand on
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -25,7 +27,7 @@ def exact_match(answer: str, gold: Iterable[str]) -> float:
 
 def f1(answer: str, gold: Iterable[str]) -> float:
     """Highest harmonic mean of token precision and recall: F1 = 2PR / (P + R)."""
-    return max((_f1(normalise(answer).split(), normalise(g).split()) for g in gold), default=0.0)
+    return max((_f1(normalise(answer), normalise(g)) for g in gold), default=0.0)
 
 
 def contains(text: str, gold: Iterable[str]) -> bool:
@@ -34,7 +36,10 @@ def contains(text: str, gold: Iterable[str]) -> bool:
     return any(f" {words} " in padded for g in gold if (words := normalise(g)))
 
 
-def _f1(ours: list[str], gold: list[str]) -> float:
+def _f1(answer: str, expected: str) -> float:
+    if answer in _WHOLE or expected in _WHOLE:
+        return float(answer == expected)
+    ours, gold = answer.split(), expected.split()
     if not ours or not gold:
         return float(ours == gold)
     same = sum((Counter(ours) & Counter(gold)).values())

@@ -13,6 +13,7 @@ from pathlib import Path
 from smartrag.chat import Chat, Unanswered, ask
 from smartrag.config import Endpoint
 from smartrag.prompt import REPLACEMENT, Prompt
+from smartrag.roles import roles
 from smartrag.rows import DataError
 from smartrag.types import (
     Action,
@@ -129,7 +130,7 @@ def _episode(question: Question, quota: int, prompt: Prompt, search: tuple[str, 
 def _turn(context: tuple[int, ...], action: Action, retrieved: Seen | None, prompt: Prompt) -> Turn:
     ids = prompt.spell(action)
     written = Completion(ids, (0.0,) * len(ids), Stop.END, (_NO_POLICY,) * len(ids))
-    return Turn(context, written, action, retrieved, forced=False)
+    return Turn(context, written, action, retrieved, forced=False, roles=roles(ids, prompt))
 
 
 def _passages(seen: Seen) -> list[str]:

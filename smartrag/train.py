@@ -100,7 +100,7 @@ class Training:
         self.learner.load(str(folder / "learner"))
         self.steps_done, self.summary = state["steps_done"], state["summary"]
         self.seconds |= state["seconds"]
-        self.feedback.price = replace(self.feedback.price, value=state["retrieval_price"])
+        self.feedback.price = replace(self.feedback.price, **state["price"])
         self.folder.rewind(self.steps_done)
         self._push()
         logger.info("resumed from %s: %d of %d steps are done", folder, self.steps_done, self.run.train.steps)
@@ -114,8 +114,8 @@ class Training:
         with self._timed("feedback") as feedback_s:
             trajectories, told = self.feedback(episodes, number)
         self.rollout.rest()
-        with self._timed("update") as update_s:
-            learned = self.learner.update(trajectories, number)
+        with self._timed("update") as update_s:  # frozen roles may have written all there is
+            learned = self.learner.update(trajectories, number) if trajectories else {}
         self.steps_done += 1
         row: dict[str, float] = {
             "step": self.steps_done,
@@ -123,7 +123,7 @@ class Training:
             **told,
             **learned,
             **self._push(),
-            "generated_tokens": sum(sum(t.mask) for t in trajectories),
+            "generated_tokens": sum(len(turn.completion.token_ids) for e in episodes for turn in e.turns),
             "seconds_rollout": rollout_s(),
             "seconds_feedback": feedback_s(),
             "seconds_update": update_s(),
@@ -173,7 +173,7 @@ class Training:
             self.summary[name] = self.exam.test(name, self.steps_done, gate)
 
     def _show(self, episodes: Sequence[Episode], trajectories: Sequence[Trajectory]) -> None:
-        """The first episodes of the step for people to read; `training_reward` is null for a voided one."""
+        """The first episodes of the step for people to read; `training_reward` is null where nothing is learned."""
         earned = {t.id: sum(t.rewards) for t in trajectories}
         for episode in episodes[: self.run.log.episodes]:
             seen = evaluate.describe(episode, self.run.reward)
@@ -184,7 +184,7 @@ class Training:
             "steps_done": self.steps_done,
             "summary": self.summary,
             "seconds": dict(self.seconds),
-            "retrieval_price": self.feedback.price.value,
+            "price": {"multiplier": self.feedback.price.multiplier, "excess": self.feedback.price.excess},
         }
         with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
             self.learner.save(str(folder / "learner"))

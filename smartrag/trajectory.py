@@ -6,20 +6,39 @@
 
 A turn's reward sits on the turn's last generated token, so masking never changes their sum. A forced tag is context:
 its mask is 0.
+
+When some roles are played by frozen weights, their tokens are as much part of the environment as the passages. A reward
+that falls on one belongs to the last choice before it, the trained token nearest to its left; what the environment did
+before the first choice is due to none, and falls on the first. With the decision alone trained:
+
+    mask        0   0      0      |    1     0   0   |    0       0         0      |    1     0   0
+    rewards     0   0      0      |  cost    0   0   |    0       0         0      |  score   0   0
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
 
+from smartrag.choices import Role
 from smartrag.types import End, Episode, Trajectory
 
 _NO_VERSION = -1
 
 
-def to_trajectory(episode: Episode, turn_rewards: Sequence[float], group: int) -> Trajectory:
+def teaches(episode: Episode, trains: Collection[Role]) -> bool:
+    """Whether any token of the episode belongs to a trained role."""
+    return any(role in trains for turn in episode.turns for role in turn.roles)
+
+
+def to_trajectory(
+    episode: Episode, turn_rewards: Sequence[float], group: int, trains: Collection[Role] = tuple(Role)
+) -> Trajectory:
     """[T] sequences of one episode; `turn_rewards` has one number a turn, `group` is `Trajectory.group`.
 
-    ValueError on a turn without generated tokens: nothing carries its reward.
+    ValueError on a turn without generated tokens, or when no token belongs to a role of `trains`: nothing carries the
+    reward.
     """
+    if not teaches(episode, trains):
+        raise ValueError(f"episode {episode.id}: no token of {', '.join(trains)}, so there is nothing to learn from")
     ids: list[int] = []
     mask: list[bool] = []
     logprobs: list[float] = []
@@ -31,7 +50,7 @@ def to_trajectory(episode: Episode, turn_rewards: Sequence[float], group: int) -
             raise ValueError(f"episode {episode.id}: a turn without generated tokens; raise model.context_tokens")
         before, after = len(turn.context_ids), len(written.token_ids)
         ids += [*turn.context_ids, *written.token_ids]
-        mask += [False] * before + [True] * after
+        mask += [False] * before + [role in trains for role in turn.roles]
         logprobs += [0.0] * before + list(written.logprobs)
         rewards += [0.0] * (before + after - 1) + [reward]
         versions += [_NO_VERSION] * before + list(written.weight_versions)
@@ -39,12 +58,21 @@ def to_trajectory(episode: Episode, turn_rewards: Sequence[float], group: int) -
         id=episode.id,
         token_ids=tuple(ids),
         mask=tuple(mask),
-        logprobs=tuple(logprobs),
-        rewards=tuple(rewards),
-        weight_versions=tuple(versions),
+        logprobs=tuple(x if chosen else 0.0 for x, chosen in zip(logprobs, mask, strict=True)),
+        rewards=tuple(_on_choices(rewards, mask)),
+        weight_versions=tuple(v if chosen else _NO_VERSION for v, chosen in zip(versions, mask, strict=True)),
         truncated=episode.end is End.TRUNCATED,
         group=group,
     )
+
+
+def _on_choices(rewards: Sequence[float], mask: Sequence[bool]) -> list[float]:
+    """[T] each reward on the last chosen token at or before it, else on the first; `mask` chooses at least one."""
+    chosen = [place for place, is_chosen in enumerate(mask) if is_chosen]
+    moved = [0.0] * len(rewards)
+    for place, reward in enumerate(rewards):
+        moved[chosen[max(0, bisect_right(chosen, place) - 1)]] += reward
+    return moved
 
 
 def imitation(id: str, context_ids: Sequence[int], wanted_ids: Sequence[int]) -> Trajectory:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from smartrag.choices import Role
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -82,6 +84,9 @@ class Completion:
     logprobs: tuple[float, ...]  # [G] of the sampling distribution (after temperature), nats
     stop: Stop
     weight_versions: tuple[int, ...]  # [G] version of the weights that produced each token
+    # Of greedy generations alone, else empty; what thresholds on uncertainty go by:
+    entropies: tuple[float, ...] = ()  # [G] of the next token's distribution, nats
+    margins: tuple[float, ...] = ()  # [G] between the best and the second-best token's log-probs, nats
 
 
 class ActionKind(StrEnum):
@@ -111,6 +116,9 @@ class Turn:
     action: Action
     retrieved: Hits | Empty | None  # None unless the action is a search
     forced: bool  # the tag was not the policy's choice: it stands in context_ids
+    roles: tuple[Role, ...]  # [G] which each generated token belongs to
+    generation_s: float = field(default=0.0, compare=False)  # wall-clock seconds of the generation
+    retrieval_s: float = field(default=0.0, compare=False)  # and of the retrieval
 
 
 class End(StrEnum):
@@ -125,6 +133,7 @@ class Gate(StrEnum):
     POLICY = "policy"
     NEVER = "never"  # the answer tag is forced at once
     ALWAYS = "always"  # the search tag is forced in the first turn
+    QUESTION = "question"  # the first search is forced, and its query is the question as it stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,7 @@ class EpisodeRequest:
     k: int  # passages a retrieval brings, >= 1
     gate: Gate = Gate.POLICY
     greedy: bool = False  # evaluation: temperature 0
+    gold_first: bool = False  # evaluation: the retriever is told the gold answers (`oracle.GoldFirst`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +178,7 @@ class Trajectory:
 
     id: str
     token_ids: tuple[int, ...]  # [T] context and generated tokens in the order the engine saw them
-    mask: tuple[bool, ...]  # [T] True on tokens the policy chose; nothing else is trained on
+    mask: tuple[bool, ...]  # [T] True on tokens the policy chose in a trained role; nothing else is trained on
     logprobs: tuple[float, ...]  # [T] engine's log-probs, 0.0 where mask is False
     rewards: tuple[float, ...]  # [T] non-zero only where mask is True
     weight_versions: tuple[int, ...]  # [T] -1 where mask is False

@@ -11,16 +11,20 @@ import hashlib
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from smartrag import advantage, experience, loss, packing
-from smartrag.batch import collate
+from smartrag.actor_critic import Separate, Shared, rows
+from smartrag.batch import collate, nothing
 from smartrag.choices import KLIn
 from smartrag.config import Algorithm
-from smartrag.experience import Experience, Models
+from smartrag.experience import Experience
+from smartrag.packing import Packed
 from smartrag.ranks import Engine, Ranks
 from smartrag.types import Trajectory
 
@@ -29,7 +33,7 @@ from smartrag.types import Trajectory
 class Setup:
     """What does not change during one update. All but `ranks` is the same on every rank."""
 
-    models: Models
+    models: Separate | Shared
     algorithm: Algorithm
     ranks: Ranks
     kl_coef: float  # β of this update
@@ -43,10 +47,13 @@ def update(minibatches: Sequence[Sequence[Trajectory]], setup: Setup) -> dict[st
     """PPO on this rank's share of each minibatch (Schulman et al. 2017, arXiv 1707.06347, algorithm 1).
 
     experience -> epochs x minibatches x (micro-batches -> gradient) -> optimiser step.  Returns metrics.
+
+    No minibatch may be empty on all ranks; this rank's share of any, or of all, may be.
     """
     algorithm, ranks = setup.algorithm, setup.ranks
+    ours = [t for part in minibatches for t in part]
     exp = experience.gather(
-        collate([t for part in minibatches for t in part], setup.pad_id),
+        collate(ours, setup.pad_id) if ours else nothing(setup.pad_id),
         setup.models,
         algorithm,
         ranks,
@@ -60,7 +67,7 @@ def update(minibatches: Sequence[Sequence[Trajectory]], setup: Setup) -> dict[st
     steps = []
     for epoch in range(algorithm.epochs):
         order = random.Random(f"epoch/{setup.seed}/{epoch}").sample(groups, len(groups))
-        steps += [optimiser_step(exp, rows, setup) for rows in order]
+        steps += [optimiser_step(exp, chosen, setup) for chosen in order]
     return metrics | _step_metrics(steps, setup)
 
 
@@ -72,11 +79,9 @@ def imitate(
     tokens = float(ranks.sum(batch.mask.sum()))
     total = 0.0
     plan = ranks.equal_counts(packing.plan(packing.lengths(batch), micro_batch_tokens))
-    for i, rows in enumerate(plan):
-        part = packing.pack(batch, rows)
-        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
-        logp, _ = policy.forward(ids, mask, 1.0, positions)
-        nll = -loss.masked_sum(logp, mask)
+    for i, some in enumerate(plan):
+        x = rows(packing.pack(batch, some), 1.0, ranks.device)
+        nll = -loss.masked_sum(policy.forward(*x)[0], x.mask)
         policy.backward(nll * (ranks.count / tokens), last=i == len(plan) - 1)
         total += float(nll.detach())
     norm = policy.step()
@@ -90,52 +95,69 @@ class Step:
 
     sums: dict[str, float]  # over policy tokens
     deviation: float  # largest |ratio − 1|
-    norm: float  # of the policy's gradient, over all ranks, before clipping; 0.0 when it did not learn
-    critic_norm: float  # likewise; 0.0 without a critic
+    norms: dict[str, float]  # of gradients, over all ranks, before clipping; of each engine that stepped
 
 
-def optimiser_step(exp: Experience, rows: Sequence[int], setup: Setup) -> Step:
-    """One step of each engine on the trajectories `rows`, micro-batch by micro-batch."""
-    models, algorithm, ranks = setup.models, setup.algorithm, setup.ranks
-    tokens = float(ranks.sum(exp.batch.mask[list(rows)].sum()))
+def optimiser_step(exp: Experience, chosen: Sequence[int], setup: Setup) -> Step:
+    """One step on the trajectories `chosen`, micro-batch by micro-batch."""
+    models, ranks = setup.models, setup.ranks
+    mine = exp.batch.mask[list(chosen)].sum()
+    tokens = float(ranks.sum(mine))
     # Engines average gradients over ranks. Wanted is the sum over ranks, divided by the tokens of all of them.
-    scale = ranks.count / tokens
-    sums: defaultdict[str, float] = defaultdict(float)
-    deviation = 0.0
-    plan = ranks.equal_counts(packing.plan(packing.lengths(exp.batch), setup.micro_batch_tokens, rows))
+    losses = Losses(exp, setup, scale=ranks.count / tokens)
+    plan = ranks.equal_counts(packing.plan(packing.lengths(exp.batch), setup.micro_batch_tokens, chosen))
     for i, some in enumerate(plan):
-        last = i == len(plan) - 1
         part = packing.pack(exp.batch, some)
-        ids, positions, mask = (x.to(ranks.device) for x in (part.token_ids, part.positions, part.mask))
-        old, reference, advantages, weights = (
-            part.lay(x).to(ranks.device) for x in (exp.old, exp.reference, exp.advantages, exp.weights)
-        )
-        sums["tokens"] += float(mask.sum())
-        if models.critic is not None:
-            values, returns = (part.lay(x).to(ranks.device) for x in (exp.values, exp.returns))
-            now = advantage.state_values(models.critic.forward(ids, positions))
-            value_loss = loss.value_loss(now, values, returns, mask, algorithm.value_clip)
-            models.critic.backward(value_loss * scale, last)
-            sums["value_loss"] += float(value_loss.detach())
-        if not setup.train_policy:
-            continue
-        logp, entropy = models.policy.forward(ids, mask, algorithm.temperature, positions)
+        x = rows(part, setup.algorithm.temperature, ranks.device)
+        policy_loss = partial(losses.policy, part, x.mask) if setup.train_policy else None
+        models.learn(x, policy_loss, partial(losses.value, part, x.mask), last=i == len(plan) - 1)
+    norms = models.step(train_policy=setup.train_policy)
+    sums = {name: float(x) for name, x in losses.sums.items()} | {"tokens": float(mine)}
+    return Step(sums, float(losses.deviation), norms)
+
+
+class Losses:
+    """Policy and value loss of each micro-batch of one optimiser step, and what they come to together.
+
+    Tensors are [R, L]; `mask` is `part.mask` on the ranks' device, where all of it is computed.
+    """
+
+    def __init__(self, exp: Experience, setup: Setup, scale: float):
+        self._exp, self._setup, self._scale, self._device = exp, setup, scale, setup.ranks.device
+        nothing = torch.zeros((), dtype=torch.float64, device=self._device)
+        self.sums: defaultdict[str, Tensor] = defaultdict(nothing.clone)  # over policy tokens
+        self.deviation = nothing  # largest |ratio − 1|
+
+    def value(self, part: Packed, mask: Tensor, after: Tensor) -> Tensor:
+        """½ Σ (V − R̂)²; `after` is V after each token."""
+        values, returns = self._laid(part, self._exp.values, self._exp.returns)
+        total = loss.value_loss(advantage.state_values(after), values, returns, mask, self._setup.algorithm.value_clip)
+        self.sums["value_loss"] += total.detach()
+        return total * self._scale
+
+    def policy(self, part: Packed, mask: Tensor, logp: Tensor, entropy: Tensor) -> Tensor:
+        """Surrogate, less the entropy bonus, plus the KL to the reference where that is a term of the loss."""
+        exp, algorithm = self._exp, self._setup.algorithm
+        old, advantages, weights = self._laid(part, exp.old, exp.advantages, exp.weights)
         surrogate = loss.clipped_surrogate(logp, old, advantages, weights, mask, algorithm.clip)
         entropy_sum = loss.masked_sum(entropy, mask)
         total = surrogate - algorithm.entropy_coef * entropy_sum
         if algorithm.kl_in is KLIn.loss:
-            total = total + setup.kl_coef * loss.masked_sum(weights * loss.kl(algorithm.kl, logp, reference), mask)
-        models.policy.backward(total * scale, last)
+            (reference,) = self._laid(part, exp.reference)
+            kl = loss.masked_sum(weights * loss.kl(algorithm.kl, logp, reference), mask)
+            total = total + self._setup.kl_coef * kl
         logp = torch.where(mask, logp.detach(), 0.0)
         off = loss.ratio(logp, old) - 1  # zero off the mask, where both log-probs are
-        sums["policy_loss"] += float(surrogate.detach())
-        sums["entropy"] += float(entropy_sum.detach())
-        sums["ratio"] += float(off.sum()) + float(mask.sum())
-        sums["clipped"] += float((off.abs() > algorithm.clip).sum())
-        sums["approx_kl"] += float(loss.k3(old, logp).sum())
-        deviation = max(deviation, float(off.abs().max()))
-    critic_norm = models.critic.step() if models.critic is not None else 0.0
-    return Step(sums, deviation, models.policy.step() if setup.train_policy else 0.0, critic_norm)
+        self.sums["policy_loss"] += surrogate.detach()
+        self.sums["entropy"] += entropy_sum.detach()
+        self.sums["ratio"] += off.sum().double() + mask.sum()
+        self.sums["clipped"] += (off.abs() > algorithm.clip).sum()
+        self.sums["approx_kl"] += loss.k3(old, logp).sum()
+        self.deviation = torch.maximum(self.deviation, off.abs().max().double())
+        return total * self._scale
+
+    def _laid(self, part: Packed, *fields: Tensor) -> Iterator[Tensor]:
+        return (part.lay(x).to(self._device) for x in fields)
 
 
 def update_seed(run_seed: int, step: int) -> int:
@@ -153,16 +175,15 @@ def _step_metrics(steps: Sequence[Step], setup: Setup) -> dict[str, float]:
     """Means per policy token over all optimiser steps and ranks."""
     ranks = setup.ranks
     critic, policy = ["value_loss"], ["policy_loss", "entropy", "clipped", "approx_kl"]
-    names = ["tokens", *(critic if setup.models.critic else []), *(policy if setup.train_policy else [])]
+    has_critic = setup.algorithm.advantage.has_critic
+    names = ["tokens", *(critic if has_critic else []), *(policy if setup.train_policy else [])]
     total = ranks.sums({name: sum(s.sums[name] for s in steps) for name in names})
     tokens = total["tokens"]
-    skipped = sum((not math.isfinite(s.norm)) + (not math.isfinite(s.critic_norm)) for s in steps)
+    skipped = sum(not math.isfinite(norm) for s in steps for norm in s.norms.values())
     metrics = {"optimiser_steps": float(len(steps)), "skipped_steps": float(skipped)}
-    if setup.models.critic is not None:
-        metrics |= {
-            "value_loss": total["value_loss"] / tokens,
-            "critic_grad_norm": _mean([s.critic_norm for s in steps]),
-        }
+    metrics |= {name: _mean([s.norms[name] for s in steps]) for name in steps[0].norms}
+    if has_critic:
+        metrics["value_loss"] = total["value_loss"] / tokens
     if not setup.train_policy:
         return metrics
     first = ranks.sums({name: steps[0].sums[name] for name in ("ratio", "tokens")})
@@ -171,7 +192,6 @@ def _step_metrics(steps: Sequence[Step], setup: Setup) -> dict[str, float]:
         "entropy": total["entropy"] / tokens,
         "clip_fraction": total["clipped"] / tokens,
         "approx_kl": total["approx_kl"] / tokens,
-        "grad_norm": _mean([s.norm for s in steps]),
         # Before the first step the policy is still the one that `old` came from: anything but 1 is a bug.
         "first_ratio": first["ratio"] / first["tokens"],
         "first_ratio_deviation": ranks.max(steps[0].deviation),

@@ -5,11 +5,12 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from smartrag.compose import CONF, ROOT, ConfigError, as_yaml, from_yaml, load
+from smartrag.compose import CONF, ROOT, ConfigError, as_yaml, change, from_yaml, load
 from smartrag.config import Lora
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -21,6 +22,21 @@ def test_every_experiment_composes_with_every_cluster(experiment: str, profile: 
     run = load([f"+experiment={experiment}", f"cluster={profile}"])
     assert run.name == experiment
     assert pickle.loads(pickle.dumps(run)) == run
+
+
+def test_a_finished_runs_settings_are_changed_group_by_group(tmp_path: Path) -> None:
+    path, run = tmp_path / "config.yaml", load(["+experiment=quickstart"])
+    path.write_text(as_yaml(run))
+    assert change(path, []) == run
+    other = change(path, ["retriever.k=4", "data=[popqa,hotpotqa]", "data.test_questions=7", "cluster=one_gpu"])
+    assert other.data == replace(load(["data=[popqa,hotpotqa]"]).data, test_questions=7)  # nothing of the world is left
+    assert other.retriever.k == 4
+    assert other.algorithm == run.algorithm
+    assert other.learner.gpus == 0.5  # what the profile says of other groups holds too
+    with pytest.raises(ConfigError, match=r"did you mean 'popqa'\?\n.*did you mean 'retriever.k'\?"):
+        change(path, ["data=popq", "retriever.kk=3"])
+    with pytest.raises(ConfigError, match=r"retriever.k must be between 1 and 100, got 0"):
+        change(path, ["retriever.k=0"])
 
 
 @pytest.mark.parametrize("group", [d.name for d in sorted(CONF.iterdir()) if d.is_dir() and d.name != "experiment"])
@@ -45,6 +61,8 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("reward.retrieval=nan", "reward.retrieval must be a finite number, got nan"),
         ("algorithm.temperature=nan", "algorithm.temperature must be between"),
         ("algorithm.advantage=rloo", "leaves nothing to compare; use 2 or more"),
+        ("algorithm=grpo algorithm.critic=shared", "has no critic; leave it at separate"),
+        ("algorithm.critic=both", "expected one of [separate, shared]"),
         ("algorithm.kl_in=loss", "has a gradient of mean zero"),
         ("algorithm.samples=7", "train.episodes=64 must be a multiple of algorithm.samples=7"),
         ("train.episodes=65", "must be a multiple of learner.ranks x algorithm.minibatches"),
@@ -74,6 +92,11 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("data=[folder,popqa]", "so data.source must be a folder, got 'popqa'"),
         ("train.quotas=[1,17]", "train.quotas holds 17; each must be between 0 and 16"),
         ("train.ks=[0]", "train.ks holds 0; each must be between 1 and 100"),
+        ("algorithm.trains=[]", "must name one or more of decision, query, answer, each once"),
+        ("algorithm.trains=[query,query]", "must name one or more of decision, query, answer, each once"),
+        ("algorithm.trains=[judge]", "judge"),
+        ("algorithm.trains=[query] warmup.steps=5", "play decision and answer, so they must be warmed up already"),
+        ("algorithm.trains=[decision,query] algorithm.quota=0", "learns nothing where every answer is forced"),
         ("warmup.share=1", "warmup.share must be between"),
         ("warmup.teacher=nobody", "expected one of [gold, policy, endpoint]"),
         ("steps", "is not of the form name=value"),

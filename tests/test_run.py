@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -108,6 +109,35 @@ def test_a_run_survives_its_workers_and_its_driver(tmp_path: Path) -> None:
     assert code == 0, log.read_text(errors="replace")[-4000:]
     assert f"{published} of {STEPS} steps are done" in log.read_text(errors="replace")
     _check_folder(tmp_path / "quickstart" / "latest")
+    _check_evaluation(tmp_path / "quickstart" / "latest")
+
+
+def _check_evaluation(folder: Path) -> None:
+    """The trained policy against gates and oracles, with another k, through the real engine and retriever."""
+    given = [f"run={folder}", "out=k4", "samples=2", "labelled=16", "retriever.k=4", "data.test_questions=10"]
+    subprocess.run([sys.executable, str(ROOT / "launch" / "evaluate.py"), *given], check=True, timeout=900)
+    out = folder / "evaluations" / "k4"
+    figures = json.loads((out / "evaluation.json").read_text(), parse_constant=_not_json)
+    systems = figures["systems"]
+    assert set(systems) == {"policy", "never", "always", "question", "gold_first", "oracle"}
+    assert systems["never"]["retrievals_per_question"]["mean"] == 0
+    assert systems["never"]["model_calls"]["mean"] == 1
+    assert systems["question"]["retrievals_per_question"]["mean"] >= 1
+    assert all(systems[name]["reward"]["mean"] <= systems["oracle"]["reward"]["mean"] for name in ("never", "always"))
+    assert systems["policy"]["latency_s"]["mean"] > 0
+    assert {"entropy", "margin", "flare", "consistency", "self_report", "popularity"} <= set(figures["gates"])
+    for gate in figures["gates"].values():
+        ends = [gate["curve"][i]["retrievals_per_question"] for i in (0, -1)]
+        assert ends == [0, systems["always"]["retrievals_per_question"]["mean"]]
+    rows = pd.read_parquet(out / "questions.parquet")
+    assert len(rows) == 5 * 10
+    searched = rows[(rows.system == "always") & (rows.retrievals_per_question > 0)]
+    assert all(len(queries) > 0 for queries in searched.queries)
+    assert all((out / name).stat().st_size > 10_000 for name in ("frontier.png", "decision.png"))
+
+
+def _not_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
 
 
 def _check_folder(folder: Path) -> None:
@@ -128,6 +158,7 @@ def _check_folder(folder: Path) -> None:
     assert summary["always"]["retrievals_per_question"]["mean"] >= 1
     assert {"torch", "vllm", "ray", "deepspeed", "pyserini"} <= set(summary["versions"])
     assert (folder / "curves.png").stat().st_size > 10_000
+    assert "12 test questions" in (folder / "report.html").read_text(encoding="utf-8")
     episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
     assert {row["step"] for row in episodes} == set(range(1, STEPS + 1))
     assert list(folder.glob("wandb/offline-run-*")), "W&B holds the run, offline"

@@ -1,6 +1,7 @@
 """A random Llama that optimises in milliseconds, trajectories for it, and an optimisation engine without ZeRO."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def trajectories(count: int, seed: int = 0) -> list[Trajectory]:
         fields = (tuple(x) for x in (ids, mask, logprobs, rewards, versions))
         made.append(Trajectory(f"t{i:03d}", *fields, cut, pair))
     return made
+
+
+def unpacked_plan(sizes: Sequence[int], budget: int, chosen: Sequence[int] | None = None) -> list[list[list[int]]]:
+    """In place of `packing.plan`: every trajectory in a row of its own, in micro-batches padded to their longest."""
+    micro_batches: list[list[list[int]]] = []
+    for i in range(len(sizes)) if chosen is None else chosen:
+        rows = [*micro_batches[-1], [i]] if micro_batches else [[i]]
+        if len(rows) == 1 or len(rows) * max(sizes[row[0]] for row in rows) > budget:
+            micro_batches.append([[i]])
+        else:
+            micro_batches[-1] = rows
+    return micro_batches
 
 
 class PlainEngine:

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from smartrag.choices import Judge
+from smartrag.choices import Judge, Role
 from smartrag.config import Reward
 from smartrag.prompt import Budget, Prompt
 from smartrag.types import (
@@ -69,10 +69,12 @@ def finished(
     """An episode without an engine: `searches` searches that find nothing, then `last`. Each turn has 2 tokens of
     context and `tokens` generated ones."""
     turns = []
+    behind = {ActionKind.SEARCH: Role.query, ActionKind.ANSWER: Role.answer}
     for kind in [ActionKind.SEARCH] * searches + [last]:
         written = Completion((7,) * tokens, (-0.5,) * tokens, Stop.END, (1,) * tokens)
         retrieved = Empty() if kind is ActionKind.SEARCH else None
-        turns.append(Turn((1, 2), written, Action(kind, text), retrieved, forced=False))
+        roles = (Role.decision, *[behind.get(kind, Role.decision)] * (tokens - 1))
+        turns.append(Turn((1, 2), written, Action(kind, text), retrieved, forced=False, roles=roles))
     asked = Question("q", QUESTION, ("Norway",)) if question is None else question
     return Episode(f"{searches} {last} {text}", asked, tuple(turns), ENDS[last])
 

@@ -54,6 +54,16 @@ def test_the_config_has_the_last_word() -> None:
     assert (args["block_size"], args["quantization"]) == (16, "fp8")
 
 
+def test_engines_of_one_worker_share_its_gpu() -> None:
+    run = load(["cluster=node"])
+    whole = run.cluster.engine.engine_args["gpu_memory_utilization"]
+    assert engine_args(run.model, run.cluster, "folder", 2)["gpu_memory_utilization"] == whole / 2
+    assert run.cluster.engine.engine_args["gpu_memory_utilization"] == whole
+    assert engine_args(load([]).model, load([]).cluster, "folder", 2) == engine_args(
+        load([]).model, load([]).cluster, "folder"
+    )
+
+
 def test_vllm_is_not_imported_for_it() -> None:
     code = "import sys, cluster.engine; assert not {'vllm', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)

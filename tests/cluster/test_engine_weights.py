@@ -23,11 +23,20 @@ from cluster.rollout import RolloutPool
 from cluster.weights import CanaryFailed, WeightPush, WeightSender
 from cluster.worker import RolloutWorker
 from smartrag import adapters
+from smartrag.actor_critic import Separate
+from smartrag.batch import collate
+from smartrag.choices import Critic
 from smartrag.compose import ROOT, load
 from smartrag.config import LearnerGroup as LearnerSettings
 from smartrag.config import Lora, Run
-from smartrag.types import Completion, EpisodeFailed, EpisodeRequest, Question, Stop
-from tests import toys
+from smartrag.episode import run_episode
+from smartrag.experience import gather
+from smartrag.model import Policy
+from smartrag.ranks import alone
+from smartrag.trajectory import to_trajectory
+from smartrag.types import Completion, Episode, EpisodeFailed, EpisodeRequest, Gate, Hits, Question, Stop
+from smartrag.uncertainty import entropy
+from tests import tiny, toys
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +51,18 @@ class OpenWorker(RolloutWorker):
         return await self.engine(
             ids, max_new_tokens=tokens, temperature=temperature, seed=seed, request_id=f"test-{seed}"
         )
+
+    async def ask(self, request: EpisodeRequest, temperature: float) -> Episode:
+        """An episode that finds passages whatever its query. A turn that is cut counts as ended: random weights seldom
+        end one, and a search that does not end is no search."""
+
+        async def generate(ids: Sequence[int], **rest: Any) -> Completion:
+            return dataclasses.replace(await self.engine(ids, **rest), stop=Stop.END)
+
+        async def retrieve(query: str, k: int) -> Hits:
+            return Hits((toys.OSLO, toys.BERGEN)[:k])
+
+        return await run_episode(request, generate, retrieve, self.prompt, temperature=temperature)
 
     async def plant(self, planted: bool) -> None:
         await self.engine._llm.collective_rpc("forget_to_repack", args=(planted,))
@@ -87,6 +108,9 @@ class HfLearner:
         """Of tokens 1.. given those before."""
         logits = (self.before if before else self.model)(torch.tensor([ids])).logits[0, :-1] / temperature
         return logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+
+    def weights(self) -> Any:
+        return self.model
 
     @torch.no_grad()
     def jump(self, seed: int) -> None:
@@ -187,13 +211,19 @@ def test_logprobs_are_those_of_transformers(world: World, temperature: float) ->
     assert worst < 2e-4
 
 
-def test_greedy_takes_the_best_token(world: World) -> None:
+def test_greedy_takes_the_best_token_and_tells_how_sure_it_is(world: World) -> None:
     ids = list(range(10, 40))
     completion = world.generate(ids, tokens=6, temperature=0.0)
-    logits = [
+    logprobs = [
         ray.get(world.learner.logprobs.remote([*ids, token], 1.0, False))[-1] for token in range(len(toys.tokenizer()))
     ]
-    assert completion.token_ids[0] == int(torch.tensor(logits).argmax())
+    best = sorted(logprobs, reverse=True)
+    assert completion.token_ids[0] == logprobs.index(best[0])
+    assert completion.logprobs[0] == pytest.approx(best[0], abs=1e-3)
+    assert completion.margins[0] == pytest.approx(best[0] - best[1], abs=1e-3)
+    assert completion.entropies[0] == pytest.approx(entropy(best[:20]), abs=1e-3)
+    assert len(completion.margins) == len(completion.entropies) == len(completion.token_ids)
+    assert world.generate(ids, tokens=6).entropies == ()  # sampled: nothing beyond the sampled token is computed
 
 
 def test_same_seed_same_tokens(world: World) -> None:
@@ -273,6 +303,35 @@ def test_episodes_run_through_the_pool(world: World) -> None:
     }
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_first_ratio_is_one_for_every_policy_token_of_real_episodes(world: World, temperature: float) -> None:
+    """Two turns with passages between: π_learner / π_engine as an update has it before its first step."""
+    version = next(world.versions)
+    world.push(version)
+    asked = Question("q", toys.QUESTION, ("Norway",))
+    requests = [EpisodeRequest(f"{i:032d}", asked, quota=1, k=1 + i % 2, gate=Gate.ALWAYS) for i in range(16)]
+    episodes = ray.get([world.worker.ask.remote(request, temperature) for request in requests], timeout=300)
+    searched = [e for e in episodes if e.retrievals]
+    assert len(searched) > 8
+    assert all(len(e.turns) == 2 and "Norway" in passages_of(e) for e in searched)
+    b = collate([to_trajectory(e, [0.0] * len(e.turns), i) for i, e in enumerate(episodes)], pad_id=0)
+    policy = Policy(ray.get(world.learner.weights.remote()))
+    algorithm = load(["algorithm=reinforce_pp", f"algorithm.temperature={temperature}"]).algorithm
+    models = Separate(tiny.PlainEngine(policy, alone()), None, policy)
+    old = gather(b, models, algorithm, alone(), kl_coef=0.0, micro_batch_tokens=2048).old
+    off = ((old - b.logprobs).exp() - 1)[b.mask].abs()
+    print(f"temperature {temperature}: |ratio - 1| of {len(off)} tokens is at most {off.max():.1e}")
+    assert off.max() < 1e-4
+    assert {v for e in episodes for t in e.turns for v in t.completion.weight_versions} == {version}
+    wrong = dataclasses.replace(algorithm, temperature=temperature + 0.05)  # the tolerance tells temperatures apart
+    other = gather(b, models, wrong, alone(), kl_coef=0.0, micro_batch_tokens=2048).old
+    assert ((other - b.logprobs).exp() - 1)[b.mask].abs().max() > 0.01
+
+
+def passages_of(episode: Episode) -> str:
+    return toys.tokenizer().decode(list(episode.turns[1].context_ids))
+
+
 def test_the_canary_catches_a_tied_head_that_kept_its_old_copy(world: World) -> None:
     if not world.tied:
         pytest.skip("an untied head is loaded like any other layer")
@@ -302,10 +361,13 @@ def test_the_canary_catches_a_tied_head_that_kept_its_old_copy(world: World) -> 
 
 
 def test_adapters_arrive_merged_and_the_canary_refuses_a_push_without_them(world: World) -> None:
-    """The real learner, whose adapters jump: what the engine then holds is W + (α/r) B A, under W's name."""
+    """The real learner, whose adapters jump: what the engine then holds is W + (α/r) B A, under W's name. A value head
+    on the trunk stays at home."""
     run = run_of()
     model = dataclasses.replace(run.model, lora=Lora(rank=4, alpha=8, targets=["q_proj", "v_proj", "down_proj"]))
-    group = LearnerGroup(dataclasses.replace(run, model=model, learner=one_rank(run)), Path(world.path))
+    algorithm = dataclasses.replace(run.algorithm, critic=Critic.shared)
+    changed = dataclasses.replace(run, model=model, algorithm=algorithm, learner=one_rank(run))
+    group = LearnerGroup(changed, Path(world.path))
     push = WeightPush(world.pool, group.ranks, run.cluster, CANARY)
     try:
         ids = list(range(20, 180))

@@ -1,6 +1,5 @@
-"""The learner on real DeepSpeed and gloo: ranks and ZeRO stages must not change what is learned."""
+"""The learner on real DeepSpeed and gloo: ranks, ZeRO stages and how a batch is cut must not change what is learned."""
 
-import json
 import math
 import os
 import signal
@@ -9,23 +8,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 from safetensors.torch import load_file
 
+from cluster import zero
 from cluster.learner import LearnerGroup, LearnerLost
 from cluster.weights import gather
 from cluster.wire import broadcast, buckets, empty, gloo_group, unpack
 from cluster.zero import _interface, _merged
-from smartrag import compose
+from smartrag import compose, packing
 from smartrag.choices import Precision
 from smartrag.config import Run
 from smartrag.model import load_policy
 from tests import tiny
 
 PROMPT = [5, 6, 7, 8, 9, 10]
+EPISODES = 32  # two minibatches, two ranks: eight trajectories a rank and step
+WHOLE = 4096  # tokens of a micro-batch that holds everything
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +36,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("tiny"))
 
 
-def settings(ranks: int, stage: int) -> Run:
+def settings(ranks: int, stage: int, micro_batch_tokens: int = 120) -> Run:
     changes = {
         "learner.ranks": ranks,
         "learner.zero_stage": stage,
         "learner.cpus": 0.1,
-        "learner.micro_batch_tokens": 120,
-        "learner.learning_rate": 1e-3,
-        "learner.critic_learning_rate": 1e-3,
+        "learner.micro_batch_tokens": micro_batch_tokens,
+        "learner.learning_rate": 3e-4,
+        "learner.critic_learning_rate": 5e-4,
         "algorithm.kl_coef": 0.05,
         "algorithm.minibatches": 2,
-        "train.episodes": 12,
+        "train.episodes": EPISODES,
         "warmup.batch": 12,
         "cluster.call_timeout_s": 120,
     }
@@ -56,6 +59,27 @@ def settings(ranks: int, stage: int) -> Run:
 def weights(group: LearnerGroup, path: Path) -> dict[str, torch.Tensor]:
     group.export(str(path))
     return load_file(str(path / "model.safetensors"))
+
+
+def raw(rank: Any) -> dict[str, tuple[bool, torch.Tensor]]:
+    """Every parameter of policy and critic as it is, adapters and base apart: (whether it is trained, whole)."""
+    found = {}
+    for engine in rank._engines.values():
+        for name, p in engine.module.named_parameters():
+            with zero.whole([p]):
+                found[f"{type(engine.module).__name__}.{name}"] = (p.requires_grad, p.detach().clone())
+    return found
+
+
+def state(group: LearnerGroup) -> dict[str, tuple[bool, torch.Tensor]]:
+    ranks = ray.get([rank.__ray_call__.remote(raw) for rank in group.ranks])
+    for other in ranks[1:]:
+        assert all(torch.equal(p, other[name][1]) for name, (_, p) in ranks[0].items())
+    return ranks[0]
+
+
+def parameters(group: LearnerGroup) -> dict[str, torch.Tensor]:
+    return {name: p for name, (_, p) in state(group).items()}
 
 
 def gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -78,11 +102,23 @@ def test_the_interface_of_an_address() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def begin(run: Run, folder: Path, *, packed: bool = True) -> LearnerGroup:
+    group = LearnerGroup(run, folder)
+    if not packed:
+        ray.get([rank.__ray_call__.remote(leave_unpacked) for rank in group.ranks])
+    return group
+
+
+def leave_unpacked(_rank: Any) -> None:
+    packing.plan = tiny.unpacked_plan
+
+
 class Life:
     """What one group came to: warm-up, snapshot, two updates, with a checkpoint in between."""
 
-    def __init__(self, run: Run, folder: Path, home: Path):
-        self.group = LearnerGroup(run, folder)
+    def __init__(self, run: Run, folder: Path, home: Path, *, packed: bool = True):
+        self.packed = packed
+        self.group = begin(run, folder, packed=packed)
         try:
             self._live(home)
         except BaseException:
@@ -95,29 +131,38 @@ class Life:
         assert warm[1] < warm[0]
         group.snapshot_reference()
         group.save(str(home / "fresh"))  # as every run does before PPO: the critic has never stepped
-        self.first = group.update(tiny.trajectories(12, seed=2), 0)
+        self.first = group.update(tiny.trajectories(EPISODES, seed=2), 0)
         group.save(str(home / "learner"))
         self.saved_hash = group.param_hash()
         start = time.monotonic()
-        self.second = group.update(tiny.trajectories(12, seed=3), 1)
+        self.second = group.update(tiny.trajectories(EPISODES, seed=3), 1)
         self.seconds = time.monotonic() - start
         self.hash, self.weights = group.param_hash(), weights(group, home / "policy")
+        self.parameters = parameters(group)
+        self.few = group.update(tiny.trajectories(1, seed=4), 2)  # fewer than minibatches, or ranks
+        self.few_weights = weights(group, home / "few")
 
 
 @pytest.fixture(scope="module")
 def alone(ray_session: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
-    """One rank, no ZeRO: what every other arrangement must agree with."""
-    life = Life(settings(1, 0), folder, tmp_path_factory.mktemp("alone"))
+    """One rank, no ZeRO, one micro-batch a step: what every other arrangement must agree with."""
+    life = Life(settings(1, 0, WHOLE), folder, tmp_path_factory.mktemp("alone"))
     yield life
     life.group.close()
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2, 3], ids=lambda stage: f"zero{stage}")
+# Two ranks: ZeRO stage, tokens of a micro-batch, whether trajectories are packed. 16 tokens hold one row.
+PAIRS = [(0, 16, True), (1, WHOLE, False), (2, 16, False), (3, 120, True)]
+PAIR_NAMES = ["zero0-rows", "zero1-padded", "zero2-eight", "zero3-packed"]
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=PAIR_NAMES)
 def pair(
     request: pytest.FixtureRequest, ray_session: None, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Life, Path]]:
-    home = tmp_path_factory.mktemp(f"zero{request.param}")
-    life = Life(settings(2, request.param), folder, home)
+    stage, tokens, packed = request.param
+    home = tmp_path_factory.mktemp(f"zero{stage}")
+    life = Life(settings(2, stage, tokens), folder, home, packed=packed)
     yield life, home
     life.group.close()
 
@@ -125,15 +170,20 @@ def pair(
 @pytest.mark.slow
 def test_ranks_and_stages_agree(alone: Life, pair: tuple[Life, Path], folder: Path) -> None:
     life, home = pair
-    found = gap(alone.weights, life.weights)
+    found = gap(alone.parameters, life.parameters)
     print(
         f"{home.name}: parameters differ by at most {found:.1e}; update {life.seconds:.2f} s, alone {alone.seconds:.2f}"
     )
     assert gap(alone.weights, load_file(str(folder / "model.safetensors"))) > 1e-3
     assert found < 1e-5
-    for ours, theirs in ((life.first, alone.first), (life.second, alone.second)):
+    assert gap(alone.few_weights, life.few_weights) < 1e-5
+    assert gap(life.weights, life.few_weights) > 1e-5
+    for ours, theirs in ((life.first, alone.first), (life.second, alone.second), (life.few, alone.few)):
         shape = {"padding": ours["padding"]}  # how rows fill up is each rank's own affair
         assert ours == pytest.approx(theirs | shape, rel=2e-3, abs=2e-4)
+    if not life.packed:  # one trajectory a micro-batch has no padding; all of a rank in one has much
+        alone_in_its_row = life.group.run.learner.micro_batch_tokens == 16
+        assert life.first["padding"] == 0 if alone_in_its_row else life.first["padding"] > 0.2
     assert life.first["first_ratio_deviation"] < 1e-4
     assert life.first["skipped_steps"] == 0
     assert abs(life.first["kl_ref"]) < 1e-5  # the reference is the policy at the start of PPO ...
@@ -146,26 +196,26 @@ def test_load_takes_everything_back(pair: tuple[Life, Path]) -> None:
     """Load what was saved before each update, and make the update again: bit for bit the same."""
     life, home = pair
     life.group.load(str(home / "fresh"))
-    assert life.group.update(tiny.trajectories(12, seed=2), 0) == life.first
+    assert life.group.update(tiny.trajectories(EPISODES, seed=2), 0) == life.first
     life.group.load(str(home / "learner"))
     assert life.group.param_hash() == life.saved_hash
-    assert life.group.update(tiny.trajectories(12, seed=3), 1) == life.second
+    assert life.group.update(tiny.trajectories(EPISODES, seed=3), 1) == life.second
     assert life.group.param_hash() == life.hash
 
 
 @pytest.mark.slow
 def test_a_new_group_resumes_bit_for_bit(pair: tuple[Life, Path], folder: Path) -> None:
     life, home = pair
-    stage = json.loads((home / "learner" / "learner.json").read_text())["learner.zero_stage"]
-    if stage not in (2, 3):
+    run = life.group.run
+    if run.learner.zero_stage not in (2, 3):
         pytest.skip("the stages that configurations use")
-    group = LearnerGroup(settings(2, stage), folder)
+    group = begin(run, folder, packed=life.packed)
     try:
         group.load(str(home / "fresh"))
-        assert group.update(tiny.trajectories(12, seed=2), 0) == life.first
+        assert group.update(tiny.trajectories(EPISODES, seed=2), 0) == life.first
         group.load(str(home / "learner"))
         assert group.param_hash() == life.saved_hash
-        assert group.update(tiny.trajectories(12, seed=3), 1) == life.second
+        assert group.update(tiny.trajectories(EPISODES, seed=3), 1) == life.second
         assert group.param_hash() == life.hash
     finally:
         group.close()

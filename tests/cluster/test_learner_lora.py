@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cluster import zero
 from cluster.learner import LearnerGroup
 from smartrag.config import Lora, Run
 from tests import tiny
-from tests.cluster.test_learner import PROMPT, gap, settings, weights
+from tests.cluster.test_learner import PROMPT, gap, settings, state, weights
 
 pytestmark = pytest.mark.slow
 
@@ -25,23 +23,6 @@ def run_of(stage: int) -> Run:
     run = settings(2, stage)
     run.model.lora = LORA
     return run
-
-
-def raw(rank: Any) -> dict[str, tuple[bool, Tensor]]:
-    """Every parameter of policy and critic as it is, adapters and base apart: (whether it is trained, whole)."""
-    found = {}
-    for engine in (rank._policy, rank._critic):
-        for name, p in engine.module.named_parameters():
-            with zero.whole([p]):
-                found[f"{type(engine.module).__name__}.{name}"] = (p.requires_grad, p.detach().clone())
-    return found
-
-
-def state(group: LearnerGroup) -> dict[str, tuple[bool, Tensor]]:
-    ranks = ray.get([rank.__ray_call__.remote(raw) for rank in group.ranks])
-    for other in ranks[1:]:
-        assert all(torch.equal(p, other[name][1]) for name, (_, p) in ranks[0].items())
-    return ranks[0]
 
 
 def changed(before: dict[str, tuple[bool, Tensor]], after: dict[str, tuple[bool, Tensor]]) -> set[str]:

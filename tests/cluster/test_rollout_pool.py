@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.rollout import RolloutFailed, RolloutPool, RolloutWorker
+from smartrag.choices import Role
 from smartrag.compose import load
 from smartrag.config import Cluster
 from smartrag.types import (
@@ -59,7 +60,7 @@ class PlannedWorker(RolloutWorker):
             raise KeyError("planted")
         await asyncio.sleep(0.05)
         done = Completion((1,), (-0.1,), Stop.END, (self.version,))
-        turn = Turn((0,), done, Action(ActionKind.ANSWER, "x"), None, forced=False)
+        turn = Turn((0,), done, Action(ActionKind.ANSWER, "x"), None, forced=False, roles=(Role.answer,))
         return Episode(request.id, request.question, (turn,), End.ANSWERED)
 
     async def ping(self) -> str:

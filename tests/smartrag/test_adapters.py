@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from smartrag import adapters, batch
+from smartrag.actor_critic import Separate
 from smartrag.choices import Precision
 from smartrag.compose import load
 from smartrag.config import Lora
-from smartrag.experience import Models
 from smartrag.model import load_critic, load_policy
 from smartrag.ranks import alone
 from smartrag.update import Setup, update
@@ -105,7 +105,7 @@ def test_an_update_trains_every_adapter_and_nothing_else(folder: Path) -> None:
         if p.requires_grad:
             p.register_post_accumulate_grad_hook(lambda p: reached.add(id(p)) if p.grad.any() else None)  # type: ignore[union-attr]
     before = [(frozen(module), trained(module)) for module in (policy, critic)]
-    models = Models(*engines, load_policy(folder, Precision.float32))
+    models = Separate(*engines, load_policy(folder, Precision.float32))
     setup = Setup(
         models=models,
         algorithm=algorithm,

@@ -7,9 +7,22 @@ import pytest
 
 from smartrag.episode import episode_id, run_episode, turn_seed
 from smartrag.feedback import learnable, scores
+from smartrag.oracle import GoldFirst
 from smartrag.reward import episode_reward
 from smartrag.trajectory import imitation
-from smartrag.types import Empty, End, Episode, EpisodeFailed, EpisodeRequest, Gate, Question, Trajectory
+from smartrag.types import (
+    Empty,
+    End,
+    Episode,
+    EpisodeFailed,
+    EpisodeRequest,
+    Failed,
+    Gate,
+    Hits,
+    Passage,
+    Question,
+    Trajectory,
+)
 from tests import toys
 from tests.toys import PAPER
 
@@ -25,9 +38,11 @@ def _run(
     request = EpisodeRequest(episode_id(0, "test", 0, 0), ASKED, quota, 1, gate)
     episode = asyncio.run(run_episode(request, policy, shelf, prompt, temperature=1.0))
     seen: list[int] = []  # token in, token out: every prompt is exactly what came before it
-    for turn, given in zip(episode.turns, policy.prompts, strict=True):
+    given = iter(policy.prompts)
+    for turn in episode.turns:
         seen += turn.context_ids
-        assert given == tuple(seen)
+        if turn.completion.token_ids:
+            assert next(given) == tuple(seen)
         seen += turn.completion.token_ids
     return episode
 
@@ -51,6 +66,31 @@ def test_a_direct_answer() -> None:
     assert (episode.end, episode.answer, episode.retrievals) == (End.ANSWERED, "Norway", 0)
     assert episode_reward(episode, PAPER) == 2.0
     assert _picture(episode) == f"<|user|>{toys.QUESTION}<|assistant|>⟨[Answer] Norway<|end|>⟩"
+
+
+def test_the_question_itself_may_be_the_first_query() -> None:
+    shelf = toys.Shelf(toys.OSLO)
+    episode = _run(" Norway", gate=Gate.QUESTION, shelf=shelf)
+    assert shelf.queries == [toys.QUESTION]
+    assert (episode.retrievals, episode.answer) == (1, "Norway")
+    first = episode.turns[0]
+    assert toys.tokenizer().decode(first.context_ids).endswith(f"<|assistant|>[Search] {toys.QUESTION}<|end|>")
+    assert first.completion.token_ids == ()
+    assert first.forced
+    with pytest.raises(ValueError, match="without generated tokens"):  # nobody can be trained on it
+        paper_trajectory(episode)
+
+
+def test_a_retriever_that_is_told_the_answer_brings_it_first() -> None:
+    rome = Passage("p3", "Oslo\nOslo is a song.", 9.0)
+    shelf = toys.Shelf(rome, toys.BERGEN, toys.OSLO)
+    question = Question("q", "Who knows Bergen?", ("Norway",))
+    brought = asyncio.run(GoldFirst(shelf, question)("Oslo", 2))
+    assert isinstance(brought, Hits)
+    assert [p.id for p in brought.passages] == ["p1", "p2"]  # by the query, then by the question
+    assert asyncio.run(GoldFirst(toys.Shelf(rome), question)("Oslo", 2)) == Hits((rome,))
+    assert asyncio.run(GoldFirst(toys.Shelf(rome), question)("Paris", 2)) == Empty()
+    assert isinstance(asyncio.run(GoldFirst(toys.Shelf(rome, failures=1), question)("Oslo", 2)), Failed)
 
 
 def test_the_request_says_how_many_passages_a_retrieval_brings() -> None:

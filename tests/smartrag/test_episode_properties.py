@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from smartrag.batch import collate
+from smartrag.choices import Role
 from smartrag.episode import run_episode
 from smartrag.prompt import Budget, Prompt
 from smartrag.trajectory import to_trajectory
@@ -197,6 +198,34 @@ def test_exactly_the_policys_tokens_are_trained_on(script: Script) -> None:
     assert [made.rewards[i] for i in ends] == turn_rewards(episode)
     assert sum(trained(made, "rewards")) == sum(made.rewards) == sum(turn_rewards(episode))
     assert made.truncated is (episode.end is End.TRUNCATED)
+
+
+@many
+@given(scripts(), st.sets(st.sampled_from(Role), min_size=1))
+def test_nothing_of_a_frozen_role_is_trained_on_and_no_reward_is_lost(script: Script, trains: set[Role]) -> None:
+    episode = Wild(script).play()
+    owners = [role for turn in episode.turns for role in turn.roles]
+    rewards = [-float(n) for n in range(1, len(episode.turns) + 1)]
+    sizes = [len(turn.context_ids) + len(turn.completion.token_ids) for turn in episode.turns]
+    due = [x for size, reward in zip(sizes, rewards, strict=True) for x in (*[0.0] * (size - 1), reward)]
+    if not trains & {*owners}:
+        with pytest.raises(ValueError, match="nothing to learn from"):
+            to_trajectory(episode, rewards, 0, trains)
+        return
+    whole, made = (to_trajectory(episode, rewards, 0, some) for some in (tuple(Role), trains))
+    assert made.token_ids == whole.token_ids
+    theirs = iter(owners)
+    assert made.mask == tuple(chosen and next(theirs) in trains for chosen in whole.mask)
+    for name, blank in (("logprobs", 0.0), ("weight_versions", -1)):
+        kept = zip(getattr(whole, name), made.mask, strict=True)
+        assert getattr(made, name) == tuple(x if chosen else blank for x, chosen in kept)
+    # A trained token earns all that comes before the next one; the first also what came before it.
+    assert sum(made.rewards) == sum(rewards)
+    places = [i for i, chosen in enumerate(made.mask) if chosen]
+    for place, following in zip(places, [*places[1:], len(made.mask)], strict=True):
+        start = 0 if place == places[0] else place
+        assert made.rewards[place] == sum(due[start:following])
+    collate([made], pad_id=0)
 
 
 @many

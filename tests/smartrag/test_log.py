@@ -6,7 +6,7 @@ import pytest
 
 from smartrag.choices import WandbMode
 from smartrag.compose import load
-from smartrag.log import RunFolder, _wandb_mode, versions
+from smartrag.log import COLUMNS, RunFolder, _wandb_mode, versions
 from smartrag.plot import curves
 from smartrag.report import as_text
 
@@ -35,9 +35,11 @@ def test_rows_are_kept_in_order_and_a_rewind_drops_what_comes_again(tmp_path: Pa
     run = RunFolder.create(str(tmp_path), "x")
     for step in (1, 2, 3):
         run.metrics({"step": step, "reward": step / 2})
-        run.episode({"step": step, "question": "Tromsø?"})
+        run.episode({"step": step, "question": "Tromsø?", "passage": "a\u2028b\x85c"})  # line ends to str.splitlines
     run.rewind(2)
     assert [row["step"] for row in run.rows()] == [1, 2]
+    run.write_evaluation("after", [{**dict.fromkeys(COLUMNS, 1.0), "passage": "a\u2028b\x85c"}])
+    assert run.evaluation("after")["reward"].tolist() == [1.0]
     assert "Tromsø" in (run.folder / "episodes.jsonl").read_text(encoding="utf-8")
 
 

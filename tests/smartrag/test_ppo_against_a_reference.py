@@ -184,7 +184,7 @@ def test_the_gradients_of_a_whole_update() -> None:
         micro_batch_tokens=150,
     )
     metrics = update([episodes], setup)
-    assert metrics["value_loss"] == pytest.approx(float(losses[1]), rel=1e-4)
+    assert metrics["value_loss"] == pytest.approx(losses[1].item(), rel=1e-4)
     assert metrics["policy_loss"] - ALGORITHM.entropy_coef * metrics["entropy"] == pytest.approx(
         float(losses[0]), rel=1e-3
     )

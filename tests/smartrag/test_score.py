@@ -18,8 +18,20 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "gold", "em", "overlap"), CASES)
-def test_squad_cases(answer: str, gold: list[str], em: float, overlap: float) -> None:
+# Worked out with the evaluation script of HotpotQA (Yang et al. 2018), whose F1 differs in these.
+YES_OR_NO = [
+    ("yes", ["yes"], 1.0, 1.0),
+    ("No.", ["no"], 1.0, 1.0),
+    ("yes", ["no"], 0.0, 0.0),
+    ("yes it is", ["yes"], 0.0, 0.0),
+    ("no", ["no man's land"], 0.0, 0.0),
+    ("no land", ["no man's land"], 0.0, 2 * 1 * (2 / 3) / (1 + 2 / 3)),
+    ("noanswer", ["answer"], 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "em", "overlap"), CASES + YES_OR_NO)
+def test_cases_of_squad_and_hotpotqa(answer: str, gold: list[str], em: float, overlap: float) -> None:
     assert exact_match(answer, gold) == em
     assert f1(answer, gold) == pytest.approx(overlap)
 

@@ -187,27 +187,28 @@ def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, fo
 
 
 def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path, folder: RunFolder) -> None:
-    """Step 1 retrieves once a question, the others never: 0.2, then 0.1 x (1 - 0.5) more, then 0.05 less each step."""
-    run = _run("reward=budget")
+    """Step 1 retrieves once a question, the others never: 0.2, then 0.1 x (1 - 0.5) more, then 0.05 less each step;
+    and 0.2 x 0.5 more or less with what was retrieved last."""
+    run = _run("reward=budget", "reward.budget.gain=0.2")
     store, machines = Shelf(tmp_path), Machines()
     training = _training(tmp_path, machines, store, folder, run)
     training.begin([])
     for _ in range(3):  # the checkpoint is of step 2
         training.step()
-    assert [row["retrieval_price"] for row in folder.rows()] == pytest.approx([0.2, 0.25, 0.2])
+    assert [row["retrieval_price"] for row in folder.rows()] == pytest.approx([0.2, 0.25 + 0.1, 0.2 - 0.1])
     resumed = _training(tmp_path, machines, store, folder, run)
     resumed.resume()
     while not resumed.done:
         resumed.step()
     rows = folder.rows()
-    assert [row["retrieval_price"] for row in rows] == pytest.approx([0.2, 0.25, 0.2, 0.15])
+    assert [row["retrieval_price"] for row in rows] == pytest.approx([0.2, 0.25 + 0.1, 0.2 - 0.1, 0.15 - 0.1])
     assert [row["training_reward"] for row in rows] == pytest.approx([1.8, 2.0, 2.0, 2.0])
 
 
 def test_the_price_is_held_while_nothing_is_charged_and_the_measure_stays_the_papers(
     tmp_path: Path, folder: RunFolder
 ) -> None:
-    run = _run("reward=budget", "reward.free_steps=1", "reward.ramp_steps=2")
+    run = _run("reward=budget", "reward.budget.gain=0", "reward.free_steps=1", "reward.ramp_steps=2")
     training = _training(tmp_path, Machines(), Shelf(tmp_path), folder, run)
     training.begin([])
     while not training.done:
@@ -263,6 +264,23 @@ def test_voided_episodes_are_counted_and_not_learned_from(
     assert row["training_reward"] == pytest.approx((2.0 + 1.0 + 2.0) / 3)  # the ramp's first step is free
     lines = (folder.folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["training_reward"] for line in lines] == [None, 2.0, 1.0, 2.0][: len(lines)]
+
+
+def test_a_step_whose_trained_role_was_never_played_teaches_nothing_and_the_run_goes_on(
+    tmp_path: Path, folder: RunFolder
+) -> None:
+    machines = Machines()
+    run = _run("algorithm.trains=[query]", "warmup.steps=0")
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, run)
+    training.begin([])
+    first = training.step()  # the policy searches, and then knows
+    assert (first["untrained_episodes"], first["kl_ref"], first["training_reward"]) == (0, 0.1, pytest.approx(1.8))
+    machines.diary.clear()
+    second = training.step()
+    assert machines.diary == ["rollout 4", "rest", "push 2"]
+    assert (second["untrained_episodes"], second["reward"]) == (4, pytest.approx(2.0))
+    assert not {"kl_ref", "training_reward"} & set(second)
+    assert second["generated_tokens"] > 0
 
 
 def test_a_run_is_not_resumed_on_other_questions(tmp_path: Path, folder: RunFolder) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from smartrag import batch, loss
-from smartrag.choices import KL, Advantage, Importance, KLIn
+from smartrag import batch, loss, model, packing
+from smartrag.actor_critic import Separate
+from smartrag.choices import KL, Advantage, Critic, Importance, KLIn, Role
 from smartrag.config import Algorithm
-from smartrag.experience import Models
-from smartrag.model import Critic, Policy
+from smartrag.model import Policy
 from smartrag.ranks import Ranks, alone
 from smartrag.types import Trajectory
 from smartrag.update import Setup, imitate, update
@@ -23,7 +23,9 @@ from tests import tiny
 
 ALGORITHM = Algorithm(
     quota=1,
+    trains=list(Role),
     advantage=Advantage.gae,
+    critic=Critic.separate,
     kl=KL.k1,
     kl_in=KLIn.reward,
     importance=Importance.token,
@@ -33,6 +35,7 @@ ALGORITHM = Algorithm(
     clip=0.2,
     samples=1,
     value_clip=None,
+    value_coef=1.0,
     entropy_coef=0.01,
     kl_coef=0.05,
     kl_target=None,
@@ -49,9 +52,9 @@ class Side:
 
     def __init__(self, ranks: Ranks):
         self.policy = tiny.PlainEngine(Policy(tiny.llama(0)), ranks)
-        self.critic = tiny.PlainEngine(Critic(tiny.llama(0)), ranks)
+        self.critic = tiny.PlainEngine(model.Critic(tiny.llama(0)), ranks)
         self.setup = Setup(
-            models=Models(self.policy, self.critic, Policy(tiny.llama(1))),
+            models=Separate(self.policy, self.critic, Policy(tiny.llama(1))),
             algorithm=ALGORITHM,
             ranks=ranks,
             kl_coef=0.05,
@@ -104,10 +107,22 @@ def on_threads(count: int, work: Callable[[Ranks], Any]) -> list[Any]:
 def test_micro_batches_do_not_change_the_update() -> None:
     episodes = tiny.trajectories(12)
     whole, metrics = run(episodes)
-    for budget in (1, 100, 170):  # one trajectory at a time, and two uneven cuts
+    for budget in (1, 100, 170):  # one row at a time, and two uneven cuts
         cut, cut_metrics = run(episodes, micro_batch_tokens=budget)
         assert gap(whole.parameters(), cut.parameters()) < 1e-5
         assert same_but_padding(cut_metrics, metrics)
+
+
+@pytest.mark.parametrize("budget", [1, 150, 10_000])
+def test_packing_does_not_change_the_update(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trajectory at a time; a few, padded; all, padded."""
+    episodes = tiny.trajectories(12)
+    packed, metrics = run(episodes)
+    monkeypatch.setattr(packing, "plan", tiny.unpacked_plan)
+    unpacked, its_metrics = run(episodes, micro_batch_tokens=budget)
+    assert gap(packed.parameters(), unpacked.parameters()) < 1e-5
+    assert same_but_padding(its_metrics, metrics)
+    assert (its_metrics["padding"] == 0) == (budget == 1)
 
 
 GRPO = replace(ALGORITHM, advantage=Advantage.grpo, kl=KL.k3, kl_in=KLIn.loss, importance=Importance.sequence)
@@ -130,6 +145,25 @@ def test_ranks_do_not_change_the_update(ranks: int, algorithm: Algorithm) -> Non
     for rank, found in enumerate(on_threads(ranks, work)):
         assert gap(one.parameters(), built[rank].parameters()) < 1e-5
         assert same_but_padding(found, metrics)
+
+
+@pytest.mark.parametrize(("count", "algorithm"), [(1, ALGORITHM), (2, GRPO)], ids=["ppo", "grpo"])
+def test_ranks_without_a_trajectory_take_part_and_change_nothing(count: int, algorithm: Algorithm) -> None:
+    """Where only some roles are trained, few episodes of a step may teach anything."""
+    episodes = [replace(t, group=0) for t in tiny.trajectories(count)]
+    side = Side(alone())
+    one = update([[t] for t in episodes], replace(side.setup, algorithm=algorithm))
+    built = [Side(alone()) for _ in range(3)]
+
+    def work(me: Ranks) -> dict[str, float]:
+        mine = built[me.rank]
+        mine.policy.ranks = mine.critic.ranks = me
+        parts = [batch.shards([t], 3)[me.rank] for t in episodes]
+        return update(parts, replace(mine.setup, ranks=me, algorithm=algorithm))
+
+    for rank, found in enumerate(on_threads(3, work)):
+        assert gap(side.parameters(), built[rank].parameters()) < 1e-5
+        assert same_but_padding(found, one)
 
 
 def test_the_first_ratio_is_one_and_later_ones_are_not() -> None:

@@ -1,0 +1,53 @@
+"""Trained policies at work: those who ask them (`ask`, `evaluate`) go through the same episodes as training."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.checkpoint import Checkpoints
+from cluster.driver import BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME
+from cluster.placement import DoesNotFit
+from cluster.system import BadInput, Inputs, System, inputs
+from smartrag.compose import USAGE_ERROR, ConfigError, change, load
+from smartrag.config import Run
+from smartrag.log import run_and_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What answers: the settings, and the weights they are asked under."""
+
+    run: Run
+    weights: Path | None  # the policy/ of a checkpoint; None: the model that `run.model` names
+    home: Path | None  # the run's folder; None without one
+
+
+def find(path: str, overrides: Sequence[str]) -> Trained:
+    """The newest policy of a run, that of one of its checkpoints, or a model (folder or hub id), under its own settings
+    changed by `overrides`. Raises ConfigError; FileNotFoundError when a run's folder holds no checkpoint."""
+    home, named = run_and_checkpoint(Path(path))
+    if (home / "config.yaml").is_file():
+        run = change(home / "config.yaml", overrides)
+        checkpoint, _ = Checkpoints(home / "checkpoints", run.train.keep).load(named)
+        return Trained(run, checkpoint / "policy", home)
+    if home.is_dir() and not (home / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is neither the folder of a run (no config.yaml) nor a model (no config.json)")
+    return Trained(load([*overrides, f"model.path={path}"]), None, None)
+
+
+def serve(path: str, overrides: Sequence[str], use: Callable[[Trained, Inputs, System], None]) -> int:
+    """Starts engines and retrieval with what `find` finds, hands them to `use`, stops them. Returns the exit code."""
+    codes = {ConfigError: USAGE_ERROR, FileNotFoundError: NOTHING_TO_RESUME, BadInput: BAD_INPUT}
+    try:
+        trained = find(path, overrides)
+        found = inputs(trained.run, model=trained.weights)
+        system = System(trained.run, found, learn=False).start()
+    except (ConfigError, FileNotFoundError, BadInput, DoesNotFit) as error:
+        print(error, file=sys.stderr)
+        return codes.get(type(error), DOES_NOT_FIT)
+    try:
+        use(trained, found, system)
+    finally:
+        system.close()
+    return 0
