@@ -53,11 +53,11 @@ class OpenWorker(RolloutWorker):
         )
 
     async def ask(self, request: EpisodeRequest, temperature: float) -> Episode:
-        """An episode that finds passages whatever its query. A turn that is cut counts as ended: random weights seldom
-        end one, and a search that does not end is no search."""
+        """An episode that finds passages whatever its query. A turn of 24 tokens counts as ended: random weights seldom
+        end one, a search that does not end is none, and the longer it is the likelier it holds a second tag."""
 
         async def generate(ids: Sequence[int], **rest: Any) -> Completion:
-            return dataclasses.replace(await self.engine(ids, **rest), stop=Stop.END)
+            return dataclasses.replace(await self.engine(ids, **rest | {"max_new_tokens": 24}), stop=Stop.END)
 
         async def retrieve(query: str, k: int) -> Hits:
             return Hits((toys.OSLO, toys.BERGEN)[:k])
@@ -309,10 +309,10 @@ def test_the_first_ratio_is_one_for_every_policy_token_of_real_episodes(world: W
     version = next(world.versions)
     world.push(version)
     asked = Question("q", toys.QUESTION, ("Norway",))
-    requests = [EpisodeRequest(f"{i:032d}", asked, quota=1, k=1 + i % 2, gate=Gate.ALWAYS) for i in range(16)]
+    requests = [EpisodeRequest(f"{i:032d}", asked, quota=1, k=1 + i % 2, gate=Gate.ALWAYS) for i in range(24)]
     episodes = ray.get([world.worker.ask.remote(request, temperature) for request in requests], timeout=300)
     searched = [e for e in episodes if e.retrievals]
-    assert len(searched) > 8
+    assert len(searched) >= 6
     assert all(len(e.turns) == 2 and "Norway" in passages_of(e) for e in searched)
     b = collate([to_trajectory(e, [0.0] * len(e.turns), i) for i, e in enumerate(episodes)], pad_id=0)
     policy = Policy(ray.get(world.learner.weights.remote()))
