@@ -78,8 +78,8 @@ def state(group: LearnerGroup) -> dict[str, tuple[bool, torch.Tensor]]:
     return ranks[0]
 
 
-def parameters(group: LearnerGroup) -> dict[str, torch.Tensor]:
-    return {name: p for name, (_, p) in state(group).items()}
+def changed(before: dict[str, tuple[bool, torch.Tensor]], after: dict[str, tuple[bool, torch.Tensor]]) -> set[str]:
+    return {name for name, (_, p) in before.items() if not torch.equal(p, after[name][1])}
 
 
 def gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -138,7 +138,8 @@ class Life:
         self.second = group.update(tiny.trajectories(EPISODES, seed=3), 1)
         self.seconds = time.monotonic() - start
         self.hash, self.weights = group.param_hash(), weights(group, home / "policy")
-        self.parameters = parameters(group)
+        self.end = state(group)
+        self.parameters = {name: p for name, (_, p) in self.end.items()}
         self.few = group.update(tiny.trajectories(1, seed=4), 2)  # fewer than minibatches, or ranks
         self.few_weights = weights(group, home / "few")
 

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from cluster.learner import LearnerGroup
 from smartrag.config import Lora, Run
 from tests import tiny
-from tests.cluster.test_learner import PROMPT, gap, settings, state, weights
+from tests.cluster.test_learner import PROMPT, changed, gap, settings, state, weights
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +22,6 @@ def run_of(stage: int) -> Run:
     run = settings(2, stage)
     run.model.lora = LORA
     return run
-
-
-def changed(before: dict[str, tuple[bool, Tensor]], after: dict[str, tuple[bool, Tensor]]) -> set[str]:
-    return {name for name, (_, p) in before.items() if not torch.equal(p, after[name][1])}
 
 
 class Life:

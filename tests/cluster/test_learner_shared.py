@@ -16,8 +16,8 @@ from cluster.zero import AdamW
 from smartrag.choices import Critic
 from smartrag.config import Lora, Run
 from tests import tiny
-from tests.cluster.test_learner import EPISODES, Life, gap, settings, state
-from tests.cluster.test_learner_lora import LORA, changed
+from tests.cluster.test_learner import EPISODES, Life, changed, gap, settings, state
+from tests.cluster.test_learner_lora import LORA
 
 HEAD = {"SharedTrunk.head.weight", "SharedTrunk.head.bias"}
 
@@ -62,6 +62,7 @@ def test_ranks_and_stages_agree(alone: dict[bool, Life], pair: tuple[Life, Path]
     print(f"parameters differ by at most {found:.1e}; update {life.seconds:.2f} s, alone {one.seconds:.2f}")
     assert found < 1e-5
     assert gap(one.weights, life.weights) < 1e-5
+    assert gap(one.few_weights, life.few_weights) < 1e-5
     for ours, theirs in ((life.first, one.first), (life.second, one.second)):
         assert ours == pytest.approx(theirs | {"padding": ours["padding"]}, rel=2e-3, abs=2e-4)
     assert "policy_loss" not in life.first
@@ -77,7 +78,6 @@ def test_everything_is_resumed_bit_for_bit_and_critic_warmup_moves_the_head_alon
     pair: tuple[Life, Path], folder: Path
 ) -> None:
     life, home = pair
-    end = state(life.group)
     if life.group.run.model.lora:  # in a new group, whose base is not yet folded
         life.group.close()
         life.group = LearnerGroup(life.group.run, folder)
@@ -92,8 +92,8 @@ def test_everything_is_resumed_bit_for_bit_and_critic_warmup_moves_the_head_alon
     life.group.load(str(home / "learner"))
     assert not changed(warm, state(life.group))
     assert life.group.update(tiny.trajectories(EPISODES, seed=3), 1) == life.second
-    assert not changed(end, state(life.group))
-    assert changed(warm, end) == trained
+    assert not changed(life.end, state(life.group))
+    assert changed(warm, life.end) == trained
 
 
 def test_a_group_of_rate_0_is_left_as_it_is() -> None:
