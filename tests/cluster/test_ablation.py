@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,7 +120,12 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path, driver: Driver, capsys:
 
 def _family(*titles: str) -> list[psutil.Process]:
     """Our descendants by what their command lines begin with; Ray and vLLM name processes after what they are."""
-    return [p for p in psutil.Process().children(recursive=True) if (p.cmdline() or [""])[0].startswith(titles)]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended, perhaps this very moment
+            if (process.cmdline() or [""])[0].startswith(titles):
+                found.append(process)
+    return found
 
 
 @pytest.mark.slow
