@@ -21,11 +21,11 @@ from cluster.system import BadInput, System, inputs
 from smartrag import ablation
 from smartrag.ablation import COMPOSED, ROWS, WARMUP, Outcome, row_run
 from smartrag.choices import Role
-from smartrag.compose import as_yaml, from_yaml
+from smartrag.compose import as_yaml, different, from_yaml
 from smartrag.config import Ablation, Run
 from smartrag.evaluate import MEASURES
 from smartrag.exam import Exam
-from smartrag.log import RunFolder, new_folder, versions
+from smartrag.log import RunFolder, new_folder, versions, write_whole
 from smartrag.model import resolve
 from smartrag.types import Gate
 
@@ -66,7 +66,7 @@ def _home(run: Run) -> Path:
         raise FileNotFoundError(f"resume={run.resume}: no ablation in {home}; leave out `resume` to start a new one")
     before = from_yaml(home / "config.yaml")
     free = ("resume", "runs", "cache", "log.")
-    if others := [name for name in ablation.different(before, run) if not name.startswith(free)]:
+    if others := [name for name in different(before, run) if not name.startswith(free)]:
         raise BadInput(f"{home} is an ablation of a run with other {', '.join(others)}; see its config.yaml")
     return home
 
@@ -128,9 +128,8 @@ def _report(settings: Ablation, run: Run, home: Path) -> None:
     """ablation.json of all that is there by now."""
     outcomes = list(_outcomes(settings, run, home))
     warmup = {o.seed: from_yaml(Path(o.run, "config.yaml")).model.path for o in outcomes}
-    part = home / ".ablation.json.part"
-    part.write_text(json.dumps(ablation.as_json(outcomes, _episodes(run), warmup), indent=2) + "\n", encoding="utf-8")
-    part.replace(home / "ablation.json")
+    told = ablation.as_json(outcomes, _episodes(run), warmup)
+    write_whole(home / "ablation.json", json.dumps(told, indent=2) + "\n")
 
 
 def _outcomes(settings: Ablation, run: Run, home: Path) -> Iterator[Outcome]:

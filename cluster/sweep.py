@@ -33,7 +33,7 @@ from smartrag import frontier
 from smartrag.compose import as_yaml, different, from_yaml
 from smartrag.config import Run
 from smartrag.frontier import Outcome
-from smartrag.log import RunFolder, new_folder
+from smartrag.log import RunFolder, new_folder, write_whole
 from smartrag.sweep import Plan, Trial
 
 logger = logging.getLogger("smartrag")
@@ -198,9 +198,7 @@ def _report(plan: Plan, home: Path) -> dict[str, Any]:
 
 
 def _write(home: Path, told: Mapping[str, Any]) -> None:
-    part = home / ".frontier.json.part"
-    part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    part.replace(home / "frontier.json")
+    write_whole(home / "frontier.json", json.dumps(told, indent=2) + "\n")
 
 
 def _gates(plan: Plan, home: Path) -> dict[str, list[dict[str, float]]]:

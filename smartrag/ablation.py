@@ -10,14 +10,12 @@ its parts have each had that number. A part whose row is not among the rows is t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +26,7 @@ from smartrag.choices import Role
 from smartrag.config import Ablation, Run
 from smartrag.evaluate import interval
 from smartrag.log import COLUMNS
+from smartrag.report import spelled
 
 ALL, COMPOSED, WARMUP = "all", "composed", "warm-up"
 # Row -> the roles it trains: each, each pair, all three.
@@ -41,15 +40,7 @@ SINGLES = tuple(str(role) for role in Role)
 
 def load(arguments: Sequence[str]) -> tuple[Ablation, Run]:
     """The ablation and the run it varies, from a command line. Raises ConfigError, with every problem of the first."""
-    names = [field.name for field in fields(Ablation)]
-    own = [argument for argument in arguments if argument.partition("=")[0] in names]
-    run = compose.load([argument for argument in arguments if argument not in own])
-    try:
-        values = (OmegaConf.load(compose.CONF / "ablate.yaml"), OmegaConf.from_dotlist(own))
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Ablation), *values))
-    except OmegaConfBaseException as error:
-        raise compose.ConfigError(f"{' '.join(own)}: {str(error).splitlines()[0]}") from error
-    assert isinstance(settings, Ablation)
+    settings, run, _ = compose.load_beside(Ablation, "ablate.yaml", arguments)
     problems = [*_problems(settings, run)]
     problems += [f"{a}: an ablation has several; write seeds=[...]" for a in arguments if a.startswith("seed=")]
     if problems:
@@ -93,16 +84,6 @@ def row_run(run: Run, row: str, seed: int, policy: Path, runs: Path) -> Run:
         warmup=replace(run.warmup, steps=0),
         train=replace(run.train, gates=False),
     )
-
-
-def different(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
-    """Names of the settings in which two runs differ."""
-    for field in fields(a):
-        ours, theirs, name = getattr(a, field.name), getattr(b, field.name), prefix + field.name
-        if hasattr(ours, "__dataclass_fields__") and type(ours) is type(theirs):
-            yield from different(ours, theirs, f"{name}.")
-        elif ours != theirs:
-            yield name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,9 +146,9 @@ def as_text(outcomes: Sequence[Outcome], episodes: int) -> str:
     ):
         table.add_column(name, justify="left" if name == "trained" else "right")
     for row, members in by_row.items():
-        shown = [_figures(_pooled([o.columns[m] for o in members])) for m in ("reward", "em", COLUMNS[3])]
+        shown = [spelled(_pooled([o.columns[m] for o in members])) for m in ("reward", "em", COLUMNS[3])]
         gains = [*_gains(by_row, row, "reward").values()]
-        shown += [_figures(_pooled(gains))] if ALL in by_row else []
+        shown += [spelled(_pooled(gains))] if ALL in by_row else []
         table.add_row(row, f"{members[0].episodes:,}", *shown)
     console = Console(width=126)
     with console.capture() as capture:
@@ -227,7 +208,3 @@ def _pooled(columns: Sequence[np.ndarray]) -> dict[str, float] | None:
     None without a seed.
     """
     return interval(np.mean(columns, axis=0), seed=0) if columns else None
-
-
-def _figures(found: Mapping[str, float] | None) -> str:
-    return "-" if found is None else f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -29,6 +29,8 @@ _IS_GLOBAL = "@package _global_"  # of an option that sets other groups too
 _FREE = ("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.", "data.mix.")  # their keys have no fields
 
 ConfigStore.instance().store(name="run_schema", node=Run)
+
+_T = TypeVar("_T")
 
 
 class ConfigError(ValueError):
@@ -54,6 +56,22 @@ def load(overrides: Sequence[str], beside: Sequence[str] = ()) -> Run:
         advice = "choose an option that has it first, or give it whole, name={...}"
         raise ConfigError(f"{named}: sets a group that is null here; {advice}") from error
     return _checked(run)
+
+
+def load_beside(schema: type[_T], file: str, arguments: Sequence[str]) -> tuple[_T, Run, list[str]]:
+    """(settings, run, its overrides) of a command line that holds both: arguments named as fields of `schema` are the
+    settings, whose values are in conf/<file>; all others mean the run. Raises ConfigError."""
+    names = [field.name for field in fields(schema)]  # type: ignore[arg-type]  # it is a dataclass
+    own = [argument for argument in arguments if argument.partition("=")[0] in names]
+    others = [argument for argument in arguments if argument not in own]
+    run = load(others, beside=names)
+    try:
+        values = (OmegaConf.load(CONF / file), OmegaConf.from_dotlist(own))
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{' '.join(own)}: {str(error).splitlines()[0]}") from error
+    assert isinstance(settings, schema)
+    return settings, run, others
 
 
 def change(path: Path, overrides: Sequence[str]) -> Run:

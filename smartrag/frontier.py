@@ -20,6 +20,7 @@ from rich.table import Table
 
 from smartrag.evaluate import MEASURES, interval
 from smartrag.log import COLUMNS
+from smartrag.report import spelled
 
 RETRIEVALS = "retrievals_per_question"
 OTHERS = ("before", "never", "always")  # systems of a run beside its trained policy; the gates may not be evaluated
@@ -73,7 +74,7 @@ def as_text(frontier: Mapping[str, Any]) -> str:
     for name in (frontier["setting"], "seeds", "retrievals", "em", "f1", "reward at its own value"):
         table.add_column(name, justify="right")
     for row in frontier["curve"]:
-        shown = [_figures(row[name]) for name in (RETRIEVALS, "em", "f1", "reward")]
+        shown = [spelled(row[name]) for name in (RETRIEVALS, "em", "f1", "reward")]
         table.add_row(f"{row['value']:g}", str(len(row["seeds"])), *shown)
     console = Console(width=126)
     with console.capture() as capture:
@@ -136,7 +137,3 @@ def _fixed(axis: Any, points: Sequence[Mapping[str, Any]], measure: str) -> None
 
 def _measures(of: Mapping[str, Any]) -> dict[str, Any]:
     return {name: of[name] for name in MEASURES if name in of}
-
-
-def _figures(found: Mapping[str, float] | None) -> str:
-    return "-" if found is None else f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

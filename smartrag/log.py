@@ -56,10 +56,7 @@ class RunFolder:
         return cls(folder.resolve())
 
     def write(self, name: str, text: str) -> None:
-        """A whole file, replaced atomically."""
-        part = self.folder / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, self.folder / name)
+        write_whole(self.folder / name, text)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl; it must hold `step`. W&B gets the same."""
@@ -136,6 +133,13 @@ def new_folder(parent: Path) -> Path:
     link.symlink_to(folder.name)
     os.replace(link, parent / "latest")  # atomic: `latest` always points at something
     return folder
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces the file atomically."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def run_and_checkpoint(path: Path) -> tuple[Path, Path | None]:

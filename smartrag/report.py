@@ -22,17 +22,17 @@ def as_text(summary: Mapping[str, Any]) -> str:
     for name in systems:
         table.add_column(name, justify="right")
     for measure in MEASURES:
-        table.add_row(measure, *(_figures(summary[name][measure]) for name in systems))
+        table.add_row(measure, *(spelled(summary[name][measure]) for name in systems))
     console = Console(width=126)
     with console.capture() as capture:
         console.print(table)
         for name, figures in summary.get("difference", {}).items():
-            console.print(f"reward, {name.replace('_', ' ')} (paired): {_figures(figures)}")
+            console.print(f"reward, {name.replace('_', ' ')} (paired): {spelled(figures)}")
         for name in systems:
             shares = summary[name].get("retrieval_rate_by_popularity_fifth")
             if shares and name in ("before", "after"):
-                spelled = "  ".join(f"{share:.2f}" for share in shares)
-                console.print(f"share that retrieves, least to most popular fifth, {name}: {spelled}")
+                told = "  ".join(f"{share:.2f}" for share in shares)
+                console.print(f"share that retrieves, least to most popular fifth, {name}: {told}")
         if "seconds" in summary:
             spent = "  ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary["seconds"].items())
             console.print(f"seconds: {spent}")
@@ -67,9 +67,9 @@ def _systems(figures: Mapping[str, Any]) -> Table:
     for measure in (*MEASURES, *COSTS):
         with_interval = measure in ("reward", "em", "f1", "retrievals_per_question")
         cells = [of_one[measure] for of_one in systems.values()]
-        table.add_row(measure, *(_figures(x) if with_interval else _number((x or {}).get("mean")) for x in cells))
+        table.add_row(measure, *(spelled(x) if with_interval else _number((x or {}).get("mean")) for x in cells))
     gaps = [figures["differences"].get(f"policy_minus_{name}", {}).get("reward") for name in systems]
-    table.add_row("policy's reward minus its", *map(_figures, gaps))
+    table.add_row("policy's reward minus its", *map(spelled, gaps))
     return table
 
 
@@ -94,7 +94,7 @@ def _gates(gates: Mapping[str, Any]) -> Table:
         chosen = (tuned[m]["mean"] for m in ("retrievals_per_question", "em", "reward", "model_calls"))
         gaps = (tuned["policy_minus_this"]["reward"], gate["matched"]["policy_minus_this"]["em"])
         areas = (gate["auc"][m] for m in ("em", "reward"))
-        table.add_row(name, *map(_number, areas), *map(_number, chosen), *map(_figures, gaps))
+        table.add_row(name, *map(_number, areas), *map(_number, chosen), *map(spelled, gaps))
     return table
 
 
@@ -104,7 +104,7 @@ def _counterfactuals(figures: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "perfect" else "right")
     for role, found in figures["decision"]["counterfactuals"].items():
         means = (found[m]["mean"] for m in ("em", "reward", "retrievals_per_question"))
-        table.add_row(role, *map(_number, means), *(_figures(found["gain"][m]) for m in ("em", "reward")))
+        table.add_row(role, *map(_number, means), *(spelled(found["gain"][m]) for m in ("em", "reward")))
     return table
 
 
@@ -126,5 +126,6 @@ def _number(x: float | None) -> str:
     return "-" if x is None else f"{x:.3f}"
 
 
-def _figures(figures: Mapping[str, float] | None) -> str:
+def spelled(figures: Mapping[str, float] | None) -> str:
+    """A mean and its interval; a dash for none."""
     return "-" if figures is None else f"{figures['mean']:.3f} [{figures['low']:.3f}, {figures['high']:.3f}]"

@@ -6,14 +6,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from smartrag import compose
 from smartrag.check import check
 from smartrag.compose import ConfigError
 from smartrag.config import Run, Sweep
-from smartrag.frontier import gate_curves
 
 WARMUP = "warm-up"
 
@@ -56,16 +52,7 @@ class Plan:
 def load(arguments: Sequence[str]) -> Plan:
     """What a command line means: names of `Sweep` the sweep, all others the run. Raises ConfigError with every problem;
     all runs are checked."""
-    names = [field.name for field in fields(Sweep)]
-    own = [argument for argument in arguments if argument.partition("=")[0] in names]
-    others = [argument for argument in arguments if argument not in own]
-    base = compose.load(others, beside=names)
-    try:
-        values = (OmegaConf.load(compose.CONF / "sweep.yaml"), OmegaConf.from_dotlist(own))
-        sweep = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Sweep), *values))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{' '.join(own)}: {str(error).splitlines()[0]}") from error
-    assert isinstance(sweep, Sweep)
+    sweep, base, others = compose.load_beside(Sweep, "sweep.yaml", arguments)
     problems = [*_problems(sweep)]
     problems += [f"{a}: a sweep has several; write seeds=[...]" for a in arguments if a.startswith("seed=")]
     if problems:
@@ -103,6 +90,8 @@ def _problems(sweep: Sweep) -> Iterator[str]:
     if wrong := [value for value in sweep.values if isinstance(value, bool) or not isinstance(value, int | float)]:
         yield f"values must be numbers, got {', '.join(map(repr, wrong))}"
     if sweep.gates is not None:
+        from smartrag.frontier import gate_curves  # brings scipy
+
         try:
             gate_curves(Path(sweep.gates))
         except (OSError, ValueError) as error:
