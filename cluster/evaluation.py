@@ -13,7 +13,7 @@ from cluster.system import Inputs, System
 from cluster.trained import Trained, serve
 from smartrag import plot, report
 from smartrag.compare import Comparison, Effort, compare
-from smartrag.log import versions
+from smartrag.log import versions, write_whole
 
 logger = logging.getLogger("smartrag")
 
@@ -42,7 +42,7 @@ def evaluate(path: str, overrides: Sequence[str], out: str, effort: Effort) -> i
 def _write(folder: Path, about: dict[str, Any], came: Comparison) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figures = about | came.figures
-    (folder / "evaluation.json").write_text(json.dumps(figures, indent=1, default=float) + "\n", encoding="utf-8")
+    write_whole(folder / "evaluation.json", json.dumps(figures, indent=1, default=float) + "\n")
     pd.DataFrame(came.rows).to_parquet(folder / "questions.parquet", index=False)
     plot.accuracy_and_cost(figures, folder / "frontier.png")
     plot.decision(figures, folder / "decision.png")

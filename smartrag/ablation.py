@@ -24,8 +24,9 @@ from smartrag import compose
 from smartrag.check import check
 from smartrag.choices import Role
 from smartrag.config import Ablation, Run
-from smartrag.evaluate import interval
+from smartrag.evaluate import interval, pooled
 from smartrag.log import COLUMNS
+from smartrag.plot import canvas
 from smartrag.report import spelled
 
 ALL, COMPOSED, WARMUP = "all", "composed", "warm-up"
@@ -125,7 +126,7 @@ def as_json(outcomes: Sequence[Outcome], episodes: int, warmup: Mapping[int, str
             found = {name: interval(of[seed], seed) for name, of in gains.items()}
             differences.append({"all_minus": row, "seed": seed, **found})
         if gains["reward"]:
-            found = {name: _pooled([*of.values()]) for name, of in gains.items()}
+            found = {name: pooled([*of.values()]) for name, of in gains.items()}
             differences.append({"all_minus": row, "seed": None, **found})
     return {"episodes": episodes, "warmup": dict(warmup), "rows": rows, "differences": differences}
 
@@ -146,9 +147,9 @@ def as_text(outcomes: Sequence[Outcome], episodes: int) -> str:
     ):
         table.add_column(name, justify="left" if name == "trained" else "right")
     for row, members in by_row.items():
-        shown = [spelled(_pooled([o.columns[m] for o in members])) for m in ("reward", "em", COLUMNS[3])]
+        shown = [spelled(pooled([o.columns[m] for o in members])) for m in ("reward", "em", COLUMNS[3])]
         gains = [*_gains(by_row, row, "reward").values()]
-        shown += [spelled(_pooled(gains))] if ALL in by_row else []
+        shown += [spelled(pooled(gains))] if ALL in by_row else []
         table.add_row(row, f"{members[0].episodes:,}", *shown)
     console = Console(width=126)
     with console.capture() as capture:
@@ -169,25 +170,19 @@ def as_text(outcomes: Sequence[Outcome], episodes: int) -> str:
 
 def picture(outcomes: Sequence[Outcome], path: Path) -> None:
     """Reward, exact match and retrievals of each row: the mean over seeds with its interval, and each seed as a dot."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     by_row = _by_row(outcomes)
-    figure, axes = plt.subplots(1, 3, figsize=(14, 1.5 + 0.4 * len(by_row)), sharey=True, constrained_layout=True)
+    figure, axes = canvas(1, 3, size=(14, 1.5 + 0.4 * len(by_row)), sharey=True)
     shown = (("reward", "reward per question"), ("em", "exact match"), (COLUMNS[3], "retrievals per question"))
-    for axis, (name, title) in zip(axes, shown, strict=True):
+    for axis, (name, title) in zip(axes.flat, shown, strict=True):
         for y, members in enumerate(by_row.values()):
-            found = _pooled([o.columns[name] for o in members])
+            found = pooled([o.columns[name] for o in members])
             assert found is not None
             spread = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
             axis.errorbar(found["mean"], y, xerr=spread, fmt="s", color="C0", capsize=3)
             axis.plot([o.columns[name].mean() for o in members], [y] * len(members), ".", color="0.6")
         axis.set(title=title, yticks=range(len(by_row)), yticklabels=list(by_row))
-    axes[0].invert_yaxis()
+    axes.flat[0].invert_yaxis()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _by_row(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
@@ -200,11 +195,3 @@ def _gains(by_row: Mapping[str, Sequence[Outcome]], row: str, name: str) -> dict
     """Seed -> [n] values of the joint policy less those of `row`; nothing for the joint policy itself."""
     pairs = [(joint, o) for joint in by_row.get(ALL, ()) for o in by_row[row] if joint.seed == o.seed and row != ALL]
     return {o.seed: joint.columns[name] - o.columns[name] for joint, o in pairs}
-
-
-def _pooled(columns: Sequence[np.ndarray]) -> dict[str, float] | None:
-    """Mean over seeds of each question, then its interval over questions: the seeds are these, the questions a sample.
-
-    None without a seed.
-    """
-    return interval(np.mean(columns, axis=0), seed=0) if columns else None

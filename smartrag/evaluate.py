@@ -129,6 +129,12 @@ def interval(values: np.ndarray, seed: int) -> dict[str, float] | None:
     return {"mean": mean, "low": float(found.low), "high": float(found.high)}
 
 
+def pooled(columns: Sequence[np.ndarray]) -> dict[str, float] | None:
+    """Mean over seeds of each question ([n] values a seed), then its interval over questions: the seeds are these, the
+    questions a sample. None without a seed."""
+    return interval(np.mean(columns, axis=0), seed=0) if columns else None
+
+
 def line(columns: Mapping[str, np.ndarray]) -> str:
     """The means in one line, for the terminal."""
     return "  ".join(f"{name} {x:.3f}" for name, x in means(columns).items())

@@ -18,8 +18,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from smartrag.evaluate import MEASURES, interval
+from smartrag.evaluate import MEASURES, pooled
 from smartrag.log import COLUMNS
+from smartrag.plot import canvas
 from smartrag.report import spelled
 
 RETRIEVALS = "retrievals_per_question"
@@ -54,8 +55,8 @@ def as_json(setting: str, outcomes: Sequence[Outcome], warmup: Mapping[int, str]
     curve = []
     for value in sorted({o.value for o in outcomes}):
         members = [o for o in outcomes if o.value == value]
-        pooled = {name: interval(np.mean([o.columns[name] for o in members], axis=0), seed=0) for name in COLUMNS}
-        curve.append({"value": value, "seeds": [o.seed for o in members], **pooled})
+        figures = {name: pooled([o.columns[name] for o in members]) for name in COLUMNS}
+        curve.append({"value": value, "seeds": [o.seed for o in members], **figures})
     return {"setting": setting, "warmup": {str(k): v for k, v in warmup.items()}, "points": points, "curve": curve}
 
 
@@ -91,13 +92,8 @@ def as_text(frontier: Mapping[str, Any]) -> str:
 def picture(frontier: Mapping[str, Any], gates: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
     """Exact match and F1 against retrievals per question: the curve of the swept policies, each run as a dot, the runs'
     fixed gates, and the threshold curves of other `gates`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(_PANELS), figsize=(13, 6), constrained_layout=True)
-    for axis, (measure, title) in zip(axes, _PANELS, strict=True):
+    figure, axes = canvas(1, len(_PANELS), size=(13, 6))
+    for axis, (measure, title) in zip(axes.flat, _PANELS, strict=True):
         for i, (gate, points) in enumerate(gates.items()):
             known = sorted((p[RETRIEVALS], p[measure]) for p in points if p.get(measure) is not None)
             if known:
@@ -106,9 +102,8 @@ def picture(frontier: Mapping[str, Any], gates: Mapping[str, Sequence[Mapping[st
         _swept(axis, frontier, measure)
         axis.set(title=title, xlabel="retrievals per question")
         axis.grid(alpha=0.3)
-    axes[-1].legend(fontsize=8, loc="lower right")
+    axes.flat[-1].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _swept(axis: Any, frontier: Mapping[str, Any], measure: str) -> None:

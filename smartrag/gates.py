@@ -107,7 +107,7 @@ def decided(never: Columns, always: Columns, retrieve: np.ndarray, gate: str, dr
 
 def curve(never: Columns, always: Columns, score: np.ndarray, gate: str, draws: int) -> list[dict[str, Any]]:
     """Means at every threshold that matters (at most POINTS, evenly spread), from no retrieval to always."""
-    thresholds = np.append(np.unique(score)[::-1], -np.inf)
+    thresholds = _thresholds(score)
     if len(thresholds) > POINTS:
         thresholds = thresholds[np.linspace(0, len(thresholds) - 1, POINTS).round().astype(int)]
     return [
@@ -125,14 +125,14 @@ def area(points: Sequence[Mapping[str, float]], measure: str) -> float:
 
 def tuned(never: Columns, always: Columns, score: np.ndarray) -> float:
     """The θ of the highest mean reward on these questions, [n]; of equal ones that which retrieves least."""
-    thresholds = np.append(np.unique(score)[::-1], -np.inf)
+    thresholds = _thresholds(score)
     rewards = [np.where(score > x, always["reward"], never["reward"]).mean() for x in thresholds]
     return float(thresholds[int(np.argmax(rewards))])
 
 
 def matched(never: Columns, always: Columns, score: np.ndarray, retrievals: float) -> float:
     """The θ whose retrievals per question are closest to `retrievals`."""
-    thresholds = np.append(np.unique(score)[::-1], -np.inf)
+    thresholds = _thresholds(score)
     name = "retrievals_per_question"
     rates = np.array([np.where(score > x, always[name], never[name]).mean() for x in thresholds])
     return float(thresholds[int(np.abs(rates - retrievals).argmin())])
@@ -168,6 +168,11 @@ def judged(
         gap = differences(policy, columns, seed)
         found[kind] = {"threshold": _told(threshold), **summary(columns, seed), "policy_minus_this": gap}
     return found
+
+
+def _thresholds(score: np.ndarray) -> np.ndarray:
+    """Every θ that tells the questions apart, from no retrieval to always."""
+    return np.append(np.unique(score)[::-1], -np.inf)
 
 
 def _told(threshold: float) -> float | None:

@@ -19,7 +19,7 @@ CURVES = (
 
 def curves(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
     """Five curves over the training steps, with the test figures beside them, and retrieval by popularity."""
-    figure, axes = _canvas(2, 3, size=(15, 8))
+    figure, axes = canvas(2, 3, size=(15, 8))
     for axis, (name, title) in zip(axes.flat, CURVES, strict=False):
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
@@ -39,7 +39,7 @@ def curves(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: 
 
 def accuracy_and_cost(figures: Mapping[str, Any], path: Path) -> None:
     """frontier.png of an evaluation: what each threshold of each gate gives for its retrievals, and the systems."""
-    figure, axes = _canvas(1, 2, size=(14, 6))
+    figure, axes = canvas(1, 2, size=(14, 6))
     for axis, measure in zip(axes.flat, ("em", "reward"), strict=True):
         for gate, found in figures.get("gates", {}).items():
             points = found["curve"]
@@ -57,7 +57,7 @@ def accuracy_and_cost(figures: Mapping[str, Any], path: Path) -> None:
 
 def decision(figures: Mapping[str, Any], path: Path) -> None:
     """decision.png of an evaluation: when the policy retrieves, and what each perfect role would gain."""
-    figure, axes = _canvas(1, 2, size=(12, 5))
+    figure, axes = canvas(1, 2, size=(12, 5))
     by = figures["systems"]["policy"]["by"]
     names, shares = [], []
     for kind in ("popularity", "hops", "dataset"):
@@ -78,12 +78,12 @@ def decision(figures: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def canvas(rows: int, columns: int, size: tuple[float, float], sharey: bool = False) -> tuple[Any, Any]:
     """A figure of its own, known to no global state, and its axes as an array."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
 
 
 def _popularity(axis: Any, summary: Mapping[str, Any]) -> None:
