@@ -102,3 +102,9 @@ class Teacher(StrEnum):
     gold = "gold"  # the data set: gold answers, and queries where it has them
     policy = "policy"  # the policy itself: those of its sampled moves that turned out right (rejection sampling)
     endpoint = "endpoint"  # a larger model behind a chat endpoint
+
+
+class Part(StrEnum):
+    """What launch/bench.py measures."""
+
+    learner = "learner"

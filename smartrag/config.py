@@ -11,6 +11,7 @@ from smartrag.choices import (
     Importance,
     Judge,
     KLIn,
+    Part,
     Precision,
     Role,
     Stemmer,
@@ -246,6 +247,14 @@ class Sweep:
     values: list[Any]  # what it is set to, as written
     seeds: list[int]  # every value is run with each
     gates: str | None  # an evaluation.json whose gates stand in the picture; null: that of a warm-up, if there is one
+
+
+@dataclass(kw_only=True, slots=True)
+class Bench:
+    """What launch/bench.py takes beside the settings of a run; values in conf/bench.yaml."""
+
+    only: list[Part]
+    repeats: int  # of each measurement
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,0 +1,1 @@
+"""What each part costs beside the limit of what it is built on: `launch/bench.py`."""

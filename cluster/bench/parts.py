@@ -1,0 +1,39 @@
+"""What each part costs beside the limit of what it is built on."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.bench import learner
+from cluster.driver import REFUSALS, refused, show_log
+from cluster.system import connect
+from smartrag.bench import Figure, as_json, show
+from smartrag.choices import Part
+from smartrag.compose import as_yaml
+from smartrag.config import Bench, Run
+from smartrag.log import new_folder, write_whole
+from smartrag.model import resolve
+
+logger = logging.getLogger("smartrag")
+
+_PARTS: dict[Part, Callable[[Run, Path, int], dict[str, Figure]]] = {Part.learner: learner.bench}
+
+
+def bench(settings: Bench, run: Run) -> int:
+    """Measures, prints the table, writes bench.json and returns the exit code."""
+    show_log()
+    try:
+        path = resolve(run.model, Path(run.cache).expanduser() / "models")
+        connect(run)
+    except REFUSALS as error:
+        return refused(error)
+    home = new_folder(Path(run.runs).resolve() / "bench")
+    (home / "config.yaml").write_text(as_yaml(run), encoding="utf-8")
+    figures: dict[str, Figure] = {}
+    for part in settings.only:
+        logger.info("measuring the %s", part)
+        figures |= _PARTS[part](run, path, settings.repeats)
+        write_whole(home / "bench.json", as_json(figures))
+    show(figures)
+    logger.info("all of it is in %s", home)
+    return 0

@@ -1,0 +1,70 @@
+"""What a benchmark measured: figures with their spread, and ratios of things that took turns on one machine."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A median over `n` measurements."""
+
+    value: float
+    unit: str
+    ratio: float | None = None  # value / baseline's value; above 1 is better for rates, worse for seconds and bytes
+    baseline: str | None = None  # the figure it is compared with
+    n: int = 1
+    spread: float = 0.0  # (highest − lowest) / median
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def in_turns(actions: Sequence[Callable[[], float]], repeats: int) -> list[list[float]]:
+    """What each measured, `repeats` times, one after the other: whatever else the machine does meets all alike."""
+    found: list[list[float]] = [[] for _ in actions]
+    for _ in range(repeats):
+        for measured, action in zip(found, actions, strict=True):
+            measured.append(action())
+    return found
+
+
+def rate(amount: float, unit: str, measured: Sequence[float]) -> Figure:
+    """`amount` done in each of the measured seconds."""
+    return _figure([amount / s for s in measured], unit)
+
+
+def against(ours: Figure, name: str, theirs: Figure) -> Figure:
+    """Our figure with its ratio to theirs, which is called `name`."""
+    return Figure(ours.value, ours.unit, ours.value / theirs.value, name, ours.n, ours.spread)
+
+
+def _figure(values: Sequence[float], unit: str) -> Figure:
+    median = statistics.median(values)
+    return Figure(median, unit, n=len(values), spread=(max(values) - min(values)) / median)
+
+
+def as_json(figures: dict[str, Figure]) -> str:
+    return json.dumps({name: asdict(figure) for name, figure in figures.items()}, indent=2) + "\n"
+
+
+def show(figures: dict[str, Figure]) -> None:
+    """A table on the terminal."""
+    table = Table(title="benchmark", title_justify="left")
+    for column, justify in (("figure", "left"), ("value", "right"), ("unit", "left"), ("ratio", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("against", "n", "spread"):
+        table.add_column(column, justify="right" if column != "against" else "left")
+    for name, f in figures.items():
+        ratio = "" if f.ratio is None else f"{f.ratio:.3f}"
+        table.add_row(name, f"{f.value:.4g}", f.unit, ratio, f.baseline or "", str(f.n), f"{f.spread:.0%}")
+    Console().print(table)
