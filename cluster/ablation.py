@@ -17,15 +17,16 @@ from typing import Any
 
 from cluster.checkpoint import Checkpoints
 from cluster.driver import REFUSALS, drive, refused, show_log
+from cluster.home import find
 from cluster.system import BadInput, System, inputs
-from smartrag import ablation
-from smartrag.ablation import COMPOSED, ROWS, WARMUP, Outcome, row_run
 from smartrag.choices import Role
-from smartrag.compose import as_yaml, different, from_yaml
+from smartrag.compose import as_yaml, from_yaml
 from smartrag.config import Ablation, Run
-from smartrag.evaluate import MEASURES
+from smartrag.evaluation.evaluate import MEASURES
 from smartrag.exam import Exam
-from smartrag.log import RunFolder, new_folder, versions, write_whole
+from smartrag.experiments import ablation
+from smartrag.experiments.ablation import COMPOSED, ROWS, WARMUP, Outcome, row_run
+from smartrag.log import RunFolder, versions, write_whole
 from smartrag.model import resolve
 from smartrag.types import Gate
 
@@ -37,7 +38,7 @@ def ablate(settings: Ablation, run: Run) -> int:
     show_log()
     try:
         inputs(run)
-        home = _home(run)
+        home = find(run, "ablation")
     except (BadInput, FileNotFoundError) as error:
         return refused(error)
     work = list(_work(settings, run, home))
@@ -52,23 +53,6 @@ def ablate(settings: Ablation, run: Run) -> int:
     print(ablation.as_text(outcomes, _episodes(run)))
     logger.info("all of it is in %s", home)
     return 0
-
-
-def _home(run: Run) -> Path:
-    """The ablation's folder: a new one, or the one to resume, which must be of the same run."""
-    parent = Path(run.runs).resolve() / run.name / "ablations"
-    if run.resume is None:
-        home = new_folder(parent)
-        (home / "config.yaml").write_text(as_yaml(run), encoding="utf-8")
-        return home
-    home = (parent / "latest" if run.resume == "latest" else Path(run.resume)).resolve()
-    if not (home / "config.yaml").is_file():
-        raise FileNotFoundError(f"resume={run.resume}: no ablation in {home}; leave out `resume` to start a new one")
-    before = from_yaml(home / "config.yaml")
-    free = ("resume", "runs", "cache", "log.")
-    if others := [name for name in different(before, run) if not name.startswith(free)]:
-        raise BadInput(f"{home} is an ablation of a run with other {', '.join(others)}; see its config.yaml")
-    return home
 
 
 def _work(settings: Ablation, run: Run, home: Path) -> Iterator[tuple[str, Callable[[], int]]]:

@@ -17,13 +17,14 @@ from ray.tune import PlacementGroupFactory
 from cluster.checkpoint import Checkpoints
 from cluster.placement import bundles
 from cluster.system import BadInput, System, inputs
-from smartrag import page, plot, warmup
+from smartrag import warmup
 from smartrag.choices import Teacher
 from smartrag.compose import as_yaml
 from smartrag.config import Run
+from smartrag.data.rows import DataError
 from smartrag.log import RunFolder, run_and_checkpoint, versions
 from smartrag.prompt import Prompt
-from smartrag.rows import DataError
+from smartrag.report import page, plot
 from smartrag.teacher import lessons
 from smartrag.train import Training
 from smartrag.types import Retrieve, Trajectory

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from cluster.system import Inputs, System
 from cluster.trained import Trained, serve
-from smartrag import evaluate, report
 from smartrag.episode import episode_id
+from smartrag.evaluation import evaluate
+from smartrag.report import terminal
 from smartrag.types import EpisodeRequest, Question
 
 
@@ -24,6 +25,6 @@ def ask(path: str, questions: Sequence[str]) -> int:
             )
             for i, text in enumerate(questions)
         ]
-        print("\n\n".join(report.conversation(episode) for episode in evaluate.run_all(system.rollout, requests)))
+        print("\n\n".join(terminal.conversation(episode) for episode in evaluate.run_all(system.rollout, requests)))
 
     return serve(path, (), use)

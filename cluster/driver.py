@@ -13,9 +13,9 @@ from tqdm import tqdm
 from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
 from cluster.placement import DoesNotFit
 from cluster.system import BadInput
-from smartrag import report
 from smartrag.config import Run
 from smartrag.judge import JudgeUnavailable
+from smartrag.report import terminal
 
 logger = logging.getLogger("smartrag")
 
@@ -33,7 +33,7 @@ def drive(run: Run, *, warmup_only: bool = False) -> int:
             logger.info("the warmed-up policy is in %s", algorithm.training.store.load()[0] / "policy")
             return 0
         _loop(algorithm)
-        print(report.as_text(json.loads((algorithm.folder.folder / "summary.json").read_text(encoding="utf-8"))))
+        print(terminal.as_text(json.loads((algorithm.folder.folder / "summary.json").read_text(encoding="utf-8"))))
         logger.info("all of it is in %s", algorithm.folder.folder)
     except REFUSALS as error:
         return refused(error)

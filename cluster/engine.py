@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from smartrag.choices import WeightBackend
 from smartrag.config import Cluster, Model
+from smartrag.evaluation.uncertainty import entropy
 from smartrag.types import Completion, EpisodeFailed, Stop
-from smartrag.uncertainty import entropy
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams

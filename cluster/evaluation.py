@@ -9,26 +9,27 @@ from typing import Any
 
 import pandas as pd
 
+from cluster.driver import show_log
 from cluster.system import Inputs, System
 from cluster.trained import Trained, serve
-from smartrag import plot, report
-from smartrag.compare import Comparison, Effort, compare
+from smartrag.config import Evaluation
+from smartrag.evaluation.compare import Comparison, compare
 from smartrag.log import versions, write_whole
+from smartrag.report import plot, terminal
 
 logger = logging.getLogger("smartrag")
 
 
-def evaluate(path: str, overrides: Sequence[str], out: str, effort: Effort) -> int:
+def evaluate(settings: Evaluation, overrides: Sequence[str]) -> int:
     """Leaves evaluation.json, questions.parquet and plots in evaluations/<out>/ of the run's folder (without a run, of
     the folder of runs), replacing those of an earlier time. Returns the exit code."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logger.setLevel(logging.INFO)
+    show_log()
 
     def use(trained: Trained, found: Inputs, system: System) -> None:
-        folder = (trained.home or Path(trained.run.runs)) / "evaluations" / out
-        came = compare(trained.run, found.data, found.prompt, system.rollout, effort)
+        folder = (trained.home or Path(trained.run.runs)) / "evaluations" / settings.out
+        came = compare(trained.run, found.data, found.prompt, system.rollout, settings)
         about = {
-            "run": str(trained.home or path),
+            "run": str(trained.home or settings.run),
             "weights": str(trained.weights or trained.run.model.path),
             "when": time.strftime("%Y-%m-%d %H:%M:%S"),
             "changed": list(overrides),
@@ -36,7 +37,7 @@ def evaluate(path: str, overrides: Sequence[str], out: str, effort: Effort) -> i
         }
         _write(folder, about, came)
 
-    return serve(path, overrides, use)
+    return serve(settings.run, overrides, use)
 
 
 def _write(folder: Path, about: dict[str, Any], came: Comparison) -> None:
@@ -46,5 +47,5 @@ def _write(folder: Path, about: dict[str, Any], came: Comparison) -> None:
     pd.DataFrame(came.rows).to_parquet(folder / "questions.parquet", index=False)
     plot.accuracy_and_cost(figures, folder / "frontier.png")
     plot.decision(figures, folder / "decision.png")
-    print(report.comparison(figures))
+    print(terminal.comparison(figures))
     logger.info("all of it is in %s", folder)

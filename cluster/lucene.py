@@ -8,7 +8,7 @@ from typing import Any
 from cluster.java import start_jvm
 from cluster.manifest import IndexManifest, IndexProblem, verify
 from smartrag.choices import Corpus, Stemmer
-from smartrag.passages import SHOWN
+from smartrag.data.passages import SHOWN
 from smartrag.types import Empty, Failed, Hits, Passage, Retrieved
 
 # A character makes at most one term (Chinese text makes that many), and Lucene refuses queries of more than 1,024.

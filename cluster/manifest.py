@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from smartrag.choices import Corpus, Stemmer
-from smartrag.passages import Recipe
+from smartrag.data.passages import Recipe
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of the manifest

@@ -27,19 +27,18 @@ from tqdm import tqdm
 
 from cluster.algorithm import SmartRAGPPO
 from cluster.driver import REFUSALS, refused, show_log
+from cluster.home import find
 from cluster.placement import reserve
 from cluster.system import BadInput, connect, inputs
-from smartrag import frontier
-from smartrag.compose import as_yaml, different, from_yaml
 from smartrag.config import Run
-from smartrag.frontier import Outcome
-from smartrag.log import RunFolder, new_folder, write_whole
-from smartrag.sweep import Plan, Trial
+from smartrag.experiments import frontier
+from smartrag.experiments.frontier import Outcome
+from smartrag.experiments.sweep import Plan, Trial
+from smartrag.log import RunFolder, write_whole
 
 logger = logging.getLogger("smartrag")
 
 FAILED, INTERRUPTED = 7, 130
-_MAY_DIFFER = ("resume", "runs", "cache", "cluster.", "log.")
 
 
 class WarmUp(SmartRAGPPO):
@@ -78,23 +77,13 @@ def sweep(plan: Plan) -> int:
 
 
 def _home(plan: Plan) -> Path:
-    """The sweep's folder: a new one, or the one to resume, which must be of the same setting of the same run."""
-    run, setting = plan.base, plan.sweep.setting
-    parent = Path(run.runs).resolve() / run.name / "sweeps"
-    if run.resume is None:
-        home = new_folder(parent)
-        (home / "config.yaml").write_text(as_yaml(run), encoding="utf-8")
-        _write(home, frontier.as_json(setting, [], {}))
-        return home
-    home = (parent / "latest" if run.resume == "latest" else Path(run.resume)).resolve()
+    """The sweep's folder; one to resume must be of the same setting."""
+    home, setting = find(plan.base, "sweep"), plan.sweep.setting
     if not (home / "frontier.json").is_file():
-        raise FileNotFoundError(f"resume={run.resume}: no sweep in {home}; leave out `resume` to start a new one")
+        _write(home, frontier.as_json(setting, [], {}))
     begun = json.loads((home / "frontier.json").read_text(encoding="utf-8"))["setting"]
     if begun != setting:
         raise BadInput(f"{home} is a sweep of {begun}, not of {setting}; leave out `resume` to start a new one")
-    changed = [name for name in different(from_yaml(home / "config.yaml"), run) if not name.startswith(_MAY_DIFFER)]
-    if changed:
-        raise BadInput(f"{home} is a sweep of a run with other {', '.join(changed)}; see its config.yaml")
     return home
 
 

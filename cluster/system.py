@@ -26,9 +26,9 @@ from cluster.weights import WeightPush
 from smartrag.chat import api_key
 from smartrag.choices import Role, Teacher
 from smartrag.config import Run
-from smartrag.data import Dataset, load
+from smartrag.data.load import Dataset, load
+from smartrag.data.passages import Recipe
 from smartrag.model import resolve
-from smartrag.passages import Recipe
 from smartrag.prompt import Budget, Prompt
 
 _CANARY = "The quick brown fox jumps over the lazy dog in Reykjavík, 1999."

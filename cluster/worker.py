@@ -17,7 +17,7 @@ from cluster.wire import use_interface_of
 from smartrag.choices import Role
 from smartrag.config import Run
 from smartrag.episode import run_episode
-from smartrag.oracle import GoldFirst
+from smartrag.evaluation.oracle import GoldFirst
 from smartrag.prompt import Budget, Prompt
 from smartrag.roles import Composed
 from smartrag.types import Episode, EpisodeRequest, Generate, Retrieve

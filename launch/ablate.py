@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.ablation import load
     from smartrag.compose import USAGE_ERROR, ConfigError
+    from smartrag.experiments.ablation import load
 
     try:
         settings, run = load(arguments)

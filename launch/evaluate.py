@@ -21,34 +21,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    ours = {"run": "", "out": "test", "gates": "true", "samples": "5", "labelled": "1000"}
-    given = [a.partition("=")[::2] for a in arguments if a.partition("=")[0] in ours]
-    overrides = [a for a in arguments if a.partition("=")[0] not in ours]
-    if {"-h", "--help"} & set(arguments) or not arguments:
-        print(__doc__)
-        return 0 if arguments else 2
-    chosen = ours | dict(given)
-    if problems := list(_problems(chosen)):
-        print("\n".join(problems), file=sys.stderr)
-        return 2
+    from smartrag.compose import USAGE_ERROR, ConfigError
+    from smartrag.evaluation.compare import settings
+
+    try:
+        chosen, overrides = settings(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USAGE_ERROR
     from cluster.evaluation import evaluate
-    from smartrag.compare import Effort
 
-    effort = Effort(chosen["gates"] == "true", int(chosen["samples"]), int(chosen["labelled"]))
-    return evaluate(chosen["run"], overrides, chosen["out"], effort)
-
-
-def _problems(chosen: dict[str, str]) -> list[str]:
-    found = [] if chosen["run"] else ["run=... must be given: the folder of a run, or a model"]
-    if chosen["gates"] not in ("true", "false"):
-        found.append(f"gates must be true or false, got {chosen['gates']!r}")
-    found += [
-        f"{n} must be a whole number, got {chosen[n]!r}" for n in ("samples", "labelled") if not chosen[n].isdigit()
-    ]
-    if Path(chosen["out"]).name != chosen["out"]:
-        found.append(f"out must be a name without slashes, got {chosen['out']!r}")
-    return found
+    return evaluate(chosen, overrides)
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
     sys.exit(main(sys.argv[1:]))

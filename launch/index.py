@@ -31,7 +31,7 @@ def main(config: Index) -> None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         sys.exit(_refused(f"{' and '.join(missing)} must be given; see python launch/index.py --help"))
     from cluster.index import build_index
-    from smartrag.passages import Recipe
+    from smartrag.data.passages import Recipe
 
     given, out = Path(config.corpus).expanduser(), Path(config.out).expanduser()
     corpus = given / "corpus.jsonl" if given.is_dir() else given

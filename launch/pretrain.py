@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads leave the cores to others
 
-from smartrag.pretrain import BROAD, DEEP, pretrain
+from smartrag.pretraining.pretrain import BROAD, DEEP, pretrain
 
 _STAGES = {"broad": BROAD, "deep": DEEP}
 

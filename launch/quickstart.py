@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 def main(overrides: list[str]) -> int:
     from cluster.local_ray import LocalRay
-    from smartrag.report import as_text
+    from smartrag.report.terminal import as_text
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that Ray is stopped
     runs = ROOT / "runs"

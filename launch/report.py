@@ -30,7 +30,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    from smartrag.page import write
+    from smartrag.report.page import write
 
     try:
         print(write(arguments.run, arguments.out, arguments.others))

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 def main(arguments: list[str]) -> int:
     from smartrag.compose import USAGE_ERROR, ConfigError
-    from smartrag.sweep import load
+    from smartrag.experiments.sweep import load
 
     try:
         plan = load(arguments)

@@ -8,7 +8,7 @@ from typing import Any
 
 from smartrag.choices import KL, Critic, Judge, KLIn, Role, Teacher, WeightBackend
 from smartrag.config import Data, Run
-from smartrag.data import NAMED
+from smartrag.data.load import NAMED
 from smartrag.reward import full_score
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.

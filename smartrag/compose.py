@@ -37,12 +37,12 @@ class ConfigError(ValueError):
     """Everything wrong with a command line, one problem a line."""
 
 
-def load(overrides: Sequence[str], beside: Sequence[str] = ()) -> Run:
+def load(overrides: Sequence[str], known: Sequence[str] = ()) -> Run:
     """The run that these Hydra overrides mean, e.g. ["+experiment=quickstart", "seed=1"]. Raises ConfigError.
 
-    `beside`: names that the command line may hold beside a run's, for a mistyped one to be near to.
+    `known`: names that the command line may hold beside a run's, for a mistyped one to be near to.
     """
-    problems = list(_unknown_names(overrides, beside))
+    problems = list(_unknown_names(overrides, known))
     if problems:
         raise ConfigError("\n".join(problems))
     try:
@@ -58,20 +58,28 @@ def load(overrides: Sequence[str], beside: Sequence[str] = ()) -> Run:
     return _checked(run)
 
 
-def load_beside(schema: type[_T], file: str, arguments: Sequence[str]) -> tuple[_T, Run, list[str]]:
-    """(settings, run, its overrides) of a command line that holds both: arguments named as fields of `schema` are the
-    settings, whose values are in conf/<file>; all others mean the run. Raises ConfigError."""
-    names = [field.name for field in fields(schema)]  # type: ignore[arg-type]  # it is a dataclass
+def beside(schema: type[_T], file: str, arguments: Sequence[str]) -> tuple[_T, list[str]]:
+    """(settings, the other arguments): arguments named as fields of `schema` are the settings, whose values are in
+    conf/<file>. Raises ConfigError."""
+    names = _names(schema)
     own = [argument for argument in arguments if argument.partition("=")[0] in names]
-    others = [argument for argument in arguments if argument not in own]
-    run = load(others, beside=names)
     try:
         values = (OmegaConf.load(CONF / file), OmegaConf.from_dotlist(own))
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *values))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{' '.join(own)}: {str(error).splitlines()[0]}") from error
     assert isinstance(settings, schema)
-    return settings, run, others
+    return settings, [argument for argument in arguments if argument not in own]
+
+
+def load_beside(schema: type[_T], file: str, arguments: Sequence[str]) -> tuple[_T, Run, list[str]]:
+    """(settings, run, its overrides): `beside`, where all other arguments mean the run. Raises ConfigError."""
+    settings, others = beside(schema, file, arguments)
+    return settings, load(others, known=_names(schema)), others
+
+
+def _names(schema: Any) -> list[str]:
+    return [field.name for field in fields(schema)]
 
 
 def change(path: Path, overrides: Sequence[str]) -> Run:
@@ -174,7 +182,7 @@ def _optional(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _optional(field.type, f"{prefix}{field.name}.")
 
 
-def _unknown_names(overrides: Sequence[str], beside: Sequence[str]) -> Iterator[str]:
+def _unknown_names(overrides: Sequence[str], known: Sequence[str]) -> Iterator[str]:
     """Problems of names: Hydra accepts `+typo=1` in silence and does not suggest what was meant."""
     keys, groups = list(_keys(Run)), _groups()
     for override in overrides:
@@ -186,7 +194,7 @@ def _unknown_names(overrides: Sequence[str], beside: Sequence[str]) -> Iterator[
                 if option.strip() not in groups[name]:
                     yield f"{override}: no {name} is called {option.strip()!r}{nearest(option, groups[name])}"
         elif name not in keys and not name.startswith(_FREE):
-            yield f"{override}: there is no setting {name!r}{nearest(name, [*beside, *keys, *groups])}"
+            yield f"{override}: there is no setting {name!r}{nearest(name, [*known, *keys, *groups])}"
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

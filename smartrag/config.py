@@ -232,6 +232,17 @@ class Log:
 
 
 @dataclass(kw_only=True, slots=True)
+class Evaluation:
+    """What launch/evaluate.py takes beside changes of the run's settings; values in conf/evaluate.yaml."""
+
+    run: str  # folder of a run or of one of its checkpoints, or a model
+    out: str  # folder in RUN/evaluations/
+    gates: bool  # thresholds too: dev questions to tune them on, `samples` and `labelled` questions
+    samples: int  # S: sampled closed-book answers of each question
+    labelled: int  # train questions asked closed-book, for the gates that learn; at most
+
+
+@dataclass(kw_only=True, slots=True)
 class Ablation:
     """What launch/ablate.py takes beside the settings of a run; values in conf/ablate.yaml."""
 

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from smartrag import evaluate
 from smartrag.config import Run
-from smartrag.data import Dataset
+from smartrag.data.load import Dataset
+from smartrag.evaluation import evaluate
 from smartrag.log import RunFolder
 from smartrag.types import Episode, EpisodeRequest, Gate, Question, Rollout
 from smartrag.warmup import practice

@@ -10,8 +10,8 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, pairwise
 
+from smartrag.data.rows import DataError
 from smartrag.episode import episode_id
-from smartrag.rows import DataError
 from smartrag.types import EpisodeRequest, Question
 
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 spread most evenly (Weyl 1916; Knuth TAOCP 3, 6.4)

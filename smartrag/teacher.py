@@ -12,9 +12,9 @@ from pathlib import Path
 
 from smartrag.chat import Chat, Unanswered, ask
 from smartrag.config import Endpoint
+from smartrag.data.rows import DataError
 from smartrag.prompt import REPLACEMENT, Prompt
 from smartrag.roles import roles
-from smartrag.rows import DataError
 from smartrag.types import (
     Action,
     ActionKind,

@@ -16,15 +16,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from smartrag import evaluate
 from smartrag.config import Run
-from smartrag.data import Dataset
+from smartrag.data.load import Dataset
+from smartrag.data.rows import DataError
+from smartrag.data.splits import ledger, share_out
+from smartrag.evaluation import evaluate
 from smartrag.exam import Exam
 from smartrag.feedback import Feedback
 from smartrag.log import RunFolder
 from smartrag.plan import pools, step_requests
-from smartrag.rows import DataError
-from smartrag.splits import ledger, share_out
 from smartrag.types import Episode, EpisodeRequest, Gate, Learner, Publish, Rollout, Store, Trajectory
 from smartrag.warmup import batches
 

@@ -29,9 +29,9 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from smartrag.config import Warmup
+from smartrag.data.rows import DataError
 from smartrag.episode import episode_id
 from smartrag.prompt import Prompt
-from smartrag.rows import DataError
 from smartrag.score import contains, exact_match
 from smartrag.trajectory import imitation
 from smartrag.types import (

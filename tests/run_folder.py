@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from smartrag import decision, evaluate, gates
 from smartrag.compose import as_yaml, load
-from smartrag.evaluate import COSTS, MEASURES
+from smartrag.evaluation import decision, evaluate, gates
+from smartrag.evaluation.evaluate import COSTS, MEASURES
 
 HOSTILE = "</script></style></svg><script>hacked=1</script><img src=x onerror=hacked=1>$\\frac{\"'&\u202e{{7*7}}"
 SHOWN = HOSTILE.replace("\u202e", r"\u202e")  # as a page spells it out

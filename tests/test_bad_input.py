@@ -78,7 +78,7 @@ def test_a_built_index_must_be_what_the_run_asks_for(tmp_path: Path) -> None:
     from cluster.index import build_index
     from cluster.system import BadInput, inputs
     from smartrag.choices import Corpus, Stemmer
-    from smartrag.passages import Recipe
+    from smartrag.data.passages import Recipe
 
     data, built = _good(tmp_path / "data"), tmp_path / "index"
     made = Recipe(stemmer=Stemmer.krovetz, corpus=Corpus.real, share=1.0)

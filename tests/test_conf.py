@@ -12,6 +12,7 @@ import pytest
 
 from smartrag.compose import CONF, ROOT, ConfigError, as_yaml, change, from_yaml, load
 from smartrag.config import Lora
+from smartrag.evaluation.compare import settings
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PROFILES = sorted(path.stem for path in (CONF / "cluster").glob("*.yaml"))
@@ -153,3 +154,14 @@ def test_help_is_there_and_names_the_groups() -> None:
     assert done.returncode == 0
     for word in ("experiment: hotpotqa, popqa, quickstart", "cluster: local_cpu", "retriever"):
         assert word in done.stdout
+
+
+def test_an_evaluation_has_settings_of_its_own_beside_changes_of_the_runs() -> None:
+    chosen, overrides = settings(["run=somewhere", "retriever.k=4", "gates=false", "+experiment=popqa"])
+    assert (chosen.run, chosen.out, chosen.gates, chosen.samples) == ("somewhere", "test", False, 5)
+    assert overrides == ["retriever.k=4", "+experiment=popqa"]
+    with pytest.raises(ConfigError) as caught:
+        settings(["out=a/b", "samples=0"])
+    assert len(str(caught.value).splitlines()) == 3
+    with pytest.raises(ConfigError, match="gates=perhaps"):
+        settings(["run=somewhere", "gates=perhaps"])

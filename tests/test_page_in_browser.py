@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
-from smartrag import page
+from smartrag.report import page
 from tests import browser, run_folder
 from tests.browser import Visit
 from tests.run_folder import SHOWN

@@ -16,9 +16,9 @@ from transformers import AutoConfig
 
 from cluster.learner import LearnerGroup
 from smartrag import batch, loss, packing
-from smartrag.bench import Figure, against, in_turns, rate, seconds
 from smartrag.choices import Critic
 from smartrag.config import Run
+from smartrag.experiments.bench import Figure, against, in_turns, rate, seconds
 from smartrag.model import load_critic, load_policy
 from smartrag.types import Batch, Trajectory
 from smartrag.update import update_seed

@@ -7,10 +7,10 @@ from pathlib import Path
 from cluster.bench import learner
 from cluster.driver import REFUSALS, refused, show_log
 from cluster.system import connect
-from smartrag.bench import Figure, as_json, show
 from smartrag.choices import Part
 from smartrag.compose import as_yaml
 from smartrag.config import Bench, Run
+from smartrag.experiments.bench import Figure, as_json, show
 from smartrag.log import new_folder, write_whole
 from smartrag.model import resolve
 

@@ -15,10 +15,10 @@ from cluster import ablation
 from cluster.checkpoint import Checkpoints
 from cluster.driver import BAD_INPUT, NOTHING_TO_RESUME
 from cluster.system import Inputs
-from smartrag.ablation import load
 from smartrag.compose import as_yaml
 from smartrag.config import Run
-from smartrag.evaluate import MEASURES
+from smartrag.evaluation.evaluate import MEASURES
+from smartrag.experiments.ablation import load
 from smartrag.log import COLUMNS, RunFolder
 
 

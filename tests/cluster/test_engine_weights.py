@@ -30,12 +30,12 @@ from smartrag.compose import ROOT, load
 from smartrag.config import LearnerGroup as LearnerSettings
 from smartrag.config import Lora, Run
 from smartrag.episode import run_episode
+from smartrag.evaluation.uncertainty import entropy
 from smartrag.experience import gather
 from smartrag.model import Policy
 from smartrag.ranks import alone
 from smartrag.trajectory import to_trajectory
 from smartrag.types import Completion, Episode, EpisodeFailed, EpisodeRequest, Gate, Hits, Question, Stop
-from smartrag.uncertainty import entropy
 from tests import tiny, toys
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from cluster.index import build_index, cached_index
 from cluster.java import JavaMissing
 from cluster.manifest import IndexManifest, IndexProblem, open_manifest, verify
 from smartrag.choices import Corpus, Stemmer
-from smartrag.data import DataError
-from smartrag.passages import Recipe, dealt, kept
+from smartrag.data.load import DataError
+from smartrag.data.passages import Recipe, dealt, kept
 from tests.cluster.passages import PASSAGES, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +125,7 @@ def test_bad_rows_are_named_and_nothing_is_left(text: str, said: list[str], tmp_
 def test_rows_that_lucene_loses_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anserini drops what it cannot read, says "errors: 0" and exits with 0."""
     (tmp_path / "corpus.jsonl").write_text(GOOD + '{"id": "b", "contents"\n' + '{"id": "c", "contents": "text"}\n')
-    monkeypatch.setattr("smartrag.data.check_corpus", lambda _: 3)
+    monkeypatch.setattr("smartrag.data.load.check_corpus", lambda _: 3)
     with pytest.raises(IndexProblem, match=r"Lucene indexed \d of the 3 rows of .*; nothing was kept"):
         build(tmp_path / "corpus.jsonl", tmp_path / "index")
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]

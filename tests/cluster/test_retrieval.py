@@ -25,7 +25,7 @@ from cluster.lucene import MAX_QUERY_CHARACTERS, clean
 from cluster.retrieval import RetrievalClient, RetrievalPool, RetrievalReplica, RetrievalUnavailable
 from smartrag.choices import Corpus, Stemmer
 from smartrag.compose import load
-from smartrag.passages import Recipe
+from smartrag.data.passages import Recipe
 from smartrag.types import Empty, Failed, Hits, Passage, Retrieved
 from tests.cluster.passages import PASSAGES, write
 

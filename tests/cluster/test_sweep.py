@@ -1,4 +1,4 @@
-"""A sweep with every real component under Tune: its driver is killed in the second trial, and another goes on."""
+"""A sweep with every real component under Tune: its driver is killed in a trial, and another goes on."""
 
 import json
 import os
@@ -7,11 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from smartrag.compose import ROOT
-from smartrag.evaluate import MEASURES
+from smartrag.evaluation.evaluate import MEASURES
+from tests.processes import kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -20,7 +20,7 @@ SMALL = (
     *("warmup.self_knowledge=0", "data.train_questions=100", "data.dev_questions=8", "data.test_questions=16"),
     *("log.wandb=disabled", "log.progress=false", "seeds=[0]"),
 )
-PRICES = ("setting=reward.retrieval", "values=[-0.1,-0.4]")
+PRICES = ("setting=reward.retrieval", "values=[-0.1]")
 
 
 def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -35,14 +35,11 @@ def _end(driver: subprocess.Popen[bytes], folder: Path) -> tuple[int, str]:
 
 
 def _kill_when(path: Path, pattern: str, driver: subprocess.Popen[bytes], folder: Path) -> None:
-    """Kills the driver once `path` holds `pattern`, and waits until all that it started is gone."""
+    """Kills the driver once `path` holds `pattern`."""
     while not any(path.glob(pattern)):
         assert driver.poll() is None, (folder / "driver.log").read_text(errors="replace")[-4000:]
         time.sleep(0.2)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    driver.wait()
-    psutil.wait_procs(family, timeout=60)  # Ray's agents may take longer
+    kill(driver)
 
 
 def _times(folder: Path) -> dict[Path, int]:
@@ -50,45 +47,46 @@ def _times(folder: Path) -> dict[Path, int]:
 
 
 def test_a_sweep_survives_its_driver(tmp_path: Path) -> None:
+    """Killed in its trial, after the warm-up; a second driver does the rest, and a third finds nothing left to do."""
     home = tmp_path / "quickstart" / "sweeps" / "latest"
-    first, second = (home / "seed0" / f"reward.retrieval_{value}" / "latest" for value in (-0.1, -0.4))
+    trial, warmup = (home / "seed0" / name / "latest" for name in ("reward.retrieval_-0.1", "warm-up"))
     driver = _start(tmp_path, *PRICES)
     try:
-        _kill_when(second / "checkpoints", "step_*", driver, tmp_path)
+        _kill_when(trial / "checkpoints", "step_*", driver, tmp_path)
     finally:
         driver.kill()
-    half = json.loads((home / "frontier.json").read_text())
-    assert [point["value"] for point in half["points"]] == [-0.1]
-    done, begun = _times(first), os.readlink(second)
+    assert json.loads((home / "frontier.json").read_text())["points"] == []
+    done, begun = _times(warmup), os.readlink(trial)
 
     code, said = _end(_start(tmp_path, *PRICES, "resume=latest"), tmp_path)
     assert code == 0, said[-4000:]
-    assert _times(first) == done, "a trial that is done is left alone"
-    assert os.readlink(second) == begun, "one that is begun goes on where it was"
-    for trial in (first, second):
-        assert [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()] == [1]
-        assert {"config.yaml", "curves.png", "summary.json", "evaluation-always.jsonl"} <= {
-            p.name for p in trial.iterdir()
-        }
-        assert "progress: false" in (trial / "config.yaml").read_text()
+    assert _times(warmup) == done, "what is done is left alone"
+    assert os.readlink(trial) == begun, "a trial that is begun goes on where it was"
+    assert [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()] == [1]
+    assert {"config.yaml", "curves.png", "summary.json", "evaluation-always.jsonl"} <= {p.name for p in trial.iterdir()}
+    assert "progress: false" in (trial / "config.yaml").read_text()
+    policy = str((warmup / "checkpoints/step_00000000/policy").resolve())
+    assert policy in (trial / "config.yaml").read_text(), "it began as the policy of the warm-up"
 
     told = json.loads((home / "frontier.json").read_text())
-    assert told["setting"] == "reward.retrieval"
-    assert [(p["value"], p["seed"], p["run"]) for p in told["points"]] == [
-        (-0.1, 0, str(first.resolve())),
-        (-0.4, 0, str(second.resolve())),
-    ]
-    assert told["points"][0] == half["points"][0]
-    for point in told["points"]:
-        summary = json.loads(Path(point["run"], "summary.json").read_text())
-        assert {name: point[name] for name in MEASURES} == {name: summary["after"][name] for name in MEASURES}
-        assert point["never"]["retrievals_per_question"]["mean"] == 0
-    assert told["warmup"]["0"] == str((home / "seed0/warm-up/latest/checkpoints/step_00000000/policy").resolve())
-    texts = [(trial / "evaluation-before.jsonl").read_text() for trial in (first, second)]
-    answers = [[json.loads(line)["turns"] for line in text.splitlines()] for text in texts]
-    assert answers[0] == answers[1], "both begin with the policy of the one warm-up"
+    (point,) = told["points"]
+    assert (told["setting"], point["value"], point["seed"], point["run"]) == (
+        "reward.retrieval",
+        -0.1,
+        0,
+        str(trial.resolve()),
+    )
+    summary = json.loads((trial / "summary.json").read_text())
+    assert {name: point[name] for name in MEASURES} == {name: summary["after"][name] for name in MEASURES}
+    assert point["never"]["retrievals_per_question"]["mean"] == 0
+    assert told["warmup"] == {"0": policy}
     assert (home / "frontier.png").stat().st_size > 10_000
     assert "after training, by reward.retrieval" in said
+
+    done = _times(warmup) | _times(trial)
+    code, said = _end(_start(tmp_path, *PRICES, "resume=latest"), tmp_path)
+    assert code == 0, said[-4000:]
+    assert _times(warmup) | _times(trial) == done
 
 
 def test_a_trial_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:

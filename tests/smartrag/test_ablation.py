@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smartrag.ablation import ROWS, Outcome, as_json, as_text, load, picture, row_run
 from smartrag.choices import Role
 from smartrag.compose import ConfigError, different
+from smartrag.experiments.ablation import ROWS, Outcome, as_json, as_text, load, picture, row_run
 from smartrag.log import COLUMNS
 
 QUICK = ("+experiment=quickstart",)

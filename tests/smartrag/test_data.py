@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from smartrag import hub
 from smartrag.config import Data
-from smartrag.data import DataError, check_corpus, load
+from smartrag.data import hub
+from smartrag.data.load import DataError, check_corpus, load
 
 
 def row(name: str = "q1", question: str = "Which country is Oslo in?", **fields) -> dict:
@@ -203,7 +203,7 @@ def test_what_one_set_tests_no_other_trains(tmp_path, folder):
 
 def test_a_set_without_passages_leaves_the_joined_ones_without_a_corpus(tmp_path, folder, monkeypatch):
     rows = [{**POPQA, "id": i, "question": f"In what country is {i}?"} for i in range(200)]
-    monkeypatch.setattr("smartrag.data.write_hub", lambda name, folder: hub.write_rows(name, None, rows, folder))
+    monkeypatch.setattr("smartrag.data.load.write_hub", lambda name, folder: hub.write_rows(name, None, rows, folder))
     assert load_sets({"popqa": 1.0, "folder": 1.0}, folder, cache=tmp_path / "cache").corpus is None
 
 
@@ -341,7 +341,7 @@ def test_hub_rows_become_a_folder_that_loads(tmp_path):
 
 def test_a_set_of_one_split_is_divided_and_brings_no_corpus(tmp_path, monkeypatch):
     rows = [{**POPQA, "id": i, "question": f"In what country is {i}?"} for i in range(200)]
-    monkeypatch.setattr("smartrag.data.write_hub", lambda name, folder: hub.write_rows(name, None, rows, folder))
+    monkeypatch.setattr("smartrag.data.load.write_hub", lambda name, folder: hub.write_rows(name, None, rows, folder))
     dataset = read("popqa", cache=tmp_path)
     assert min(len(dataset.train), len(dataset.dev), len(dataset.test)) > 0
     assert len(dataset.train) + len(dataset.dev) + len(dataset.test) == 200

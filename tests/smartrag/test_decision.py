@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from smartrag import decision
-from smartrag.evaluate import COSTS, MEASURES, Columns
+from smartrag.evaluation import decision
+from smartrag.evaluation.evaluate import COSTS, MEASURES, Columns
 from tests.toys import PAPER
 
 NAN = float("nan")

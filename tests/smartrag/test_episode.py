@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from smartrag.episode import episode_id, run_episode, turn_seed
+from smartrag.evaluation.oracle import GoldFirst
 from smartrag.feedback import learnable, scores
-from smartrag.oracle import GoldFirst
 from smartrag.reward import episode_reward
 from smartrag.trajectory import imitation
 from smartrag.types import (

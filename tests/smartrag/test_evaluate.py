@@ -3,8 +3,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from smartrag import evaluate
 from smartrag.episode import run_episode
+from smartrag.evaluation import evaluate
 from smartrag.types import Episode, EpisodeRequest, Question
 from tests import toys
 from tests.toys import PAPER

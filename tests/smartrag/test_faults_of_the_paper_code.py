@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from smartrag import compose, hub, loss
+from smartrag import compose, loss
 from smartrag.batch import collate, minibatches
 from smartrag.choices import Precision
+from smartrag.data import hub
 from smartrag.episode import run_episode
 from smartrag.experience import gather
 from smartrag.model import load_critic, load_policy

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smartrag.evaluate import MEASURES
-from smartrag.frontier import Outcome, as_json, as_text, gate_curves, picture
+from smartrag.evaluation.evaluate import MEASURES
+from smartrag.experiments.frontier import Outcome, as_json, as_text, gate_curves, picture
 
 # By seed, what three test questions retrieved at a value of 0 and of -0.4, and whether each was right.
 RETRIEVED = {0: {0: [1, 1, 1], 1: [1, 1, 0]}, -0.4: {0: [0, 0, 1], 1: [0, 0, 0]}}

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from smartrag import evaluate, gates
 from smartrag.episode import run_episode
-from smartrag.evaluate import Columns
-from smartrag.gates import Asked, Labelled
+from smartrag.evaluation import evaluate, gates
+from smartrag.evaluation.evaluate import Columns
+from smartrag.evaluation.gates import Asked, Labelled
+from smartrag.evaluation.uncertainty import answer_entropy, entropy, search_probability
 from smartrag.types import ActionKind, Completion, Episode, EpisodeRequest, Gate, Question, Stop
-from smartrag.uncertainty import answer_entropy, entropy, search_probability
 from tests import toys
 from tests.toys import finished
 

@@ -7,14 +7,14 @@ import pytest
 from smartrag.choices import WandbMode
 from smartrag.compose import load
 from smartrag.log import COLUMNS, RunFolder, _wandb_mode, versions
-from smartrag.plot import curves
-from smartrag.report import as_text
+from smartrag.report.plot import curves
+from smartrag.report.terminal import as_text
 
 SCORE = {"mean": 0.5, "low": 0.4, "high": 0.6}
 
 
 def _summary() -> dict:
-    from smartrag.evaluate import MEASURES
+    from smartrag.evaluation.evaluate import MEASURES
 
     one = {"n": 10, **dict.fromkeys(MEASURES, SCORE), "retrieval_rate_by_popularity_fifth": [1, 0.8, 0.5, 0.2, 0]}
     return {"before": one, "after": one | {"hit_rate": None}, "difference": {"after_minus_before": SCORE}}

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smartrag import contrast, page
 from smartrag.compose import ROOT
-from smartrag.evaluate import COSTS, MEASURES
+from smartrag.evaluation.evaluate import COSTS, MEASURES
 from smartrag.log import RunFolder
-from smartrag.prose import number
-from smartrag.tables import LABELS
+from smartrag.report import contrast, page
+from smartrag.report.prose import number
+from smartrag.report.tables import LABELS
 from tests import run_folder
 from tests.run_folder import SHOWN, STEPS, SYSTEMS
 
@@ -320,7 +320,7 @@ def test_pairs_show_every_kind_of_change_and_are_chosen_alike_every_time() -> No
 
 
 def test_rows_of_real_episodes_can_be_shown() -> None:
-    from smartrag import evaluate
+    from smartrag.evaluation import evaluate
     from tests.smartrag.test_evaluate import _episode
     from tests.toys import PAPER
 

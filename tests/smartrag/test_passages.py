@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartrag import world
 from smartrag.choices import Corpus, Stemmer
-from smartrag.passages import SHOWN, Recipe, dealt, kept, lines
-from smartrag.rows import DataError
+from smartrag.data import world
+from smartrag.data.passages import SHOWN, Recipe, dealt, kept, lines
+from smartrag.data.rows import DataError
 from smartrag.score import contains
 
 NAMES = st.lists(st.text(min_size=1), min_size=2, max_size=60, unique=True)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smartrag.data.rows import DataError
 from smartrag.plan import pools, set_counts, step_requests
-from smartrag.rows import DataError
 from smartrag.types import EpisodeRequest, Question
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from smartrag.mixture import HORIZON, Mixture, Sample
-from smartrag.pretrain import Plan, _loss, make_model, make_tokenizer, pretrain
+from smartrag.data.world import QUESTIONS, questions, world
+from smartrag.pretraining.mixture import HORIZON, Mixture, Sample
+from smartrag.pretraining.pretrain import Plan, _loss, make_model, make_tokenizer, pretrain
 from smartrag.prompt import Budget, Prompt
 from smartrag.types import Action, ActionKind, Stop
-from smartrag.world import QUESTIONS, questions, world
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "tiny"
 

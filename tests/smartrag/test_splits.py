@@ -2,8 +2,8 @@ import hashlib
 
 import pytest
 
-from smartrag.rows import DataError
-from smartrag.splits import ledger, question_hash, share_out
+from smartrag.data.rows import DataError
+from smartrag.data.splits import ledger, question_hash, share_out
 from smartrag.types import Question
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from smartrag import compose
 from smartrag.compose import ConfigError
-from smartrag.sweep import load
+from smartrag.experiments.sweep import load
 
 BASE = ["+experiment=quickstart"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from smartrag.data.rows import DataError
 from smartrag.prompt import Prompt
-from smartrag.rows import DataError
 from smartrag.score import contains
 from smartrag.teacher import lessons
 from smartrag.types import Episode, EpisodeFailed, Question

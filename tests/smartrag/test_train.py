@@ -14,10 +14,10 @@ import pytest
 
 from smartrag.compose import load
 from smartrag.config import Run
-from smartrag.data import Dataset
+from smartrag.data.load import Dataset
+from smartrag.data.rows import DataError
 from smartrag.episode import run_episode
 from smartrag.log import RunFolder
-from smartrag.rows import DataError
 from smartrag.train import Training
 from smartrag.types import Episode, EpisodeRequest, Gate, Question, Trajectory
 from tests import toys
@@ -189,7 +189,7 @@ def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, fo
 def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path, folder: RunFolder) -> None:
     """Step 1 retrieves once a question, the others never: 0.2, then 0.1 x (1 - 0.5) more, then 0.05 less each step;
     and 0.2 x 0.5 more or less with what was retrieved last."""
-    run = _run("reward=budget", "reward.budget.gain=0.2")
+    run = _run("reward=budget", "reward.budget.rate=0.1", "reward.budget.gain=0.2")
     store, machines = Shelf(tmp_path), Machines()
     training = _training(tmp_path, machines, store, folder, run)
     training.begin([])
@@ -208,7 +208,9 @@ def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path,
 def test_the_price_is_held_while_nothing_is_charged_and_the_measure_stays_the_papers(
     tmp_path: Path, folder: RunFolder
 ) -> None:
-    run = _run("reward=budget", "reward.budget.gain=0", "reward.free_steps=1", "reward.ramp_steps=2")
+    run = _run(
+        "reward=budget", "reward.budget.rate=0.1", "reward.budget.gain=0", "reward.free_steps=1", "reward.ramp_steps=2"
+    )
     training = _training(tmp_path, Machines(), Shelf(tmp_path), folder, run)
     training.begin([])
     while not training.done:

@@ -6,8 +6,8 @@ import pytest
 
 from smartrag.choices import Teacher
 from smartrag.config import Warmup
+from smartrag.data.rows import DataError
 from smartrag.episode import run_episode
-from smartrag.rows import DataError
 from smartrag.types import Episode, EpisodeFailed, EpisodeRequest, Gate, Question, Trajectory
 from smartrag.warmup import batches, mined, practice, samples
 from tests import toys

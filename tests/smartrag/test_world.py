@@ -3,8 +3,8 @@
 import json
 from collections import Counter
 
+from smartrag.data.world import CITIES, PER_COUNTRY, QUESTIONS, corpus, questions, split_of, world, write_world
 from smartrag.score import contains, exact_match
-from smartrag.world import CITIES, PER_COUNTRY, QUESTIONS, corpus, questions, split_of, world, write_world
 
 
 def every_question():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from smartrag.record import SYSTEMS
+from smartrag.report.record import SYSTEMS
 
 CURVES = (
     ("reward", "reward per question"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smartrag.splits import question_hash
+from smartrag.data.splits import question_hash
 from smartrag.types import Question
 
 Row = Mapping[str, Any]

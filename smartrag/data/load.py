@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from smartrag.config import Data
-from smartrag.hub import NAMES, HubUnreachable, write_hub
-from smartrag.rows import FORM, DataError, Problems, answers_of, identity, rows, show, text_of
-from smartrag.splits import question_hash
+from smartrag.data.hub import NAMES, HubUnreachable, write_hub
+from smartrag.data.rows import FORM, DataError, Problems, answers_of, identity, rows, show, text_of
+from smartrag.data.splits import question_hash
+from smartrag.data.world import fingerprint, write_world
 from smartrag.types import Question
-from smartrag.world import fingerprint, write_world
 
 SPLITS = ("train", "dev", "test")
 NAMED = ("world", *NAMES)  # sources that need no folder

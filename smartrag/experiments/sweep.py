@@ -90,7 +90,7 @@ def _problems(sweep: Sweep) -> Iterator[str]:
     if wrong := [value for value in sweep.values if isinstance(value, bool) or not isinstance(value, int | float)]:
         yield f"values must be numbers, got {', '.join(map(repr, wrong))}"
     if sweep.gates is not None:
-        from smartrag.frontier import gate_curves  # brings scipy
+        from smartrag.experiments.frontier import gate_curves  # brings scipy
 
         try:
             gate_curves(Path(sweep.gates))

@@ -18,10 +18,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from smartrag.evaluate import MEASURES, pooled
+from smartrag.evaluation.evaluate import MEASURES, pooled
 from smartrag.log import COLUMNS
-from smartrag.plot import canvas
-from smartrag.report import spelled
+from smartrag.report.plot import canvas
+from smartrag.report.terminal import spelled
 
 RETRIEVALS = "retrievals_per_question"
 OTHERS = ("before", "never", "always")  # systems of a run beside its trained policy; the gates may not be evaluated

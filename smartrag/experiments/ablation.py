@@ -24,10 +24,10 @@ from smartrag import compose
 from smartrag.check import check
 from smartrag.choices import Role
 from smartrag.config import Ablation, Run
-from smartrag.evaluate import interval, pooled
+from smartrag.evaluation.evaluate import interval, pooled
 from smartrag.log import COLUMNS
-from smartrag.plot import canvas
-from smartrag.report import spelled
+from smartrag.report.plot import canvas
+from smartrag.report.terminal import spelled
 
 ALL, COMPOSED, WARMUP = "all", "composed", "warm-up"
 # Row -> the roles it trains: each, each pair, all three.

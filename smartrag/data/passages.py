@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from smartrag.choices import Corpus, Stemmer
-from smartrag.rows import DataError
+from smartrag.data.rows import DataError
 
 SHOWN = "shown"  # the field that holds what a search shows where that is not what it searches
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from smartrag.config import Reward
-from smartrag.evaluate import Columns, differences, summary
-from smartrag.gates import oracle
+from smartrag.evaluation.evaluate import Columns, differences, summary
+from smartrag.evaluation.gates import oracle
 from smartrag.reward import full_score
 
 

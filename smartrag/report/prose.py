@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from smartrag.record import Record
+from smartrag.report.record import Record
 
 _MINUS, _NARROW = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

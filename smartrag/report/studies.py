@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smartrag import figures
-from smartrag.figures import Curve, Key, Picture, Spot
-from smartrag.record import COMPARED
-from smartrag.tables import LABELS, Table, groups, label, measures
+from smartrag.report import figures
+from smartrag.report.figures import Curve, Key, Picture, Spot
+from smartrag.report.record import COMPARED
+from smartrag.report.tables import LABELS, Table, groups, label, measures
 
 _FRONTIER = ("em", "reward")  # what gates' curves are drawn for
 _ROLE_MEASURES = ("reward", "em", "f1", "retrievals_per_question")

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smartrag import contrast
-from smartrag.evaluate import MEASURES
-from smartrag.record import COMPARED, Record
+from smartrag.evaluation.evaluate import MEASURES
+from smartrag.report import contrast
+from smartrag.report.record import COMPARED, Record
 
 Cell = Any  # a text, a number, an interval {"mean", "low", "high"}, or None for what there is not
 

@@ -9,16 +9,18 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smartrag import decision, evaluate, gates
-from smartrag.config import Run
-from smartrag.data import Dataset
+from smartrag import compose
+from smartrag.config import Evaluation, Run
+from smartrag.data.load import Dataset
 from smartrag.episode import episode_id
-from smartrag.evaluate import Columns
-from smartrag.gates import Asked, Labelled
+from smartrag.evaluation import decision, evaluate, gates
+from smartrag.evaluation.evaluate import Columns
+from smartrag.evaluation.gates import Asked, Labelled
 from smartrag.prompt import Prompt
 from smartrag.types import Episode, EpisodeRequest, Gate, Question, Rollout
 
@@ -29,15 +31,6 @@ _FIXED = {"policy": Gate.POLICY, "never": Gate.NEVER, "always": Gate.ALWAYS, "qu
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is asked beyond the test questions under the fixed gates."""
-
-    gates: bool  # thresholds too: dev questions to tune them on, `samples` and `labelled` questions
-    samples: int  # S: sampled closed-book answers of each question
-    labelled: int  # train questions asked closed-book, for the gates that learn; at most
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """What came of it: the figures of evaluation.json, and a row for each system and question."""
 
@@ -45,7 +38,23 @@ class Comparison:
     rows: list[dict[str, Any]]
 
 
-def compare(run: Run, data: Dataset, prompt: Prompt, rollout: Rollout, effort: Effort) -> Comparison:
+def settings(arguments: Sequence[str]) -> tuple[Evaluation, list[str]]:
+    """(settings, overrides of the run) of a command line of launch/evaluate.py. Raises ConfigError."""
+    chosen, overrides = compose.beside(Evaluation, "evaluate.yaml", arguments)
+    problems = [] if chosen.run else ["run=... must be given: the folder of a run, or a model"]
+    if Path(chosen.out).name != chosen.out:
+        problems.append(f"out must be a name without slashes, got {chosen.out!r}")
+    problems += [
+        f"{name} must be at least 1, got {value}"
+        for name, value in (("samples", chosen.samples), ("labelled", chosen.labelled))
+        if value < 1
+    ]
+    if problems:
+        raise compose.ConfigError("\n".join(problems))
+    return chosen, overrides
+
+
+def compare(run: Run, data: Dataset, prompt: Prompt, rollout: Rollout, effort: Evaluation) -> Comparison:
     """Asks everything and puts it together."""
     asker, seconds = _Asker(run, rollout), {}
     began = time.monotonic()
@@ -78,7 +87,7 @@ def _gates(
     data: Dataset,
     prompt: Prompt,
     asker: "_Asker",
-    effort: Effort,
+    effort: Evaluation,
     episodes: Mapping[str, Sequence[Episode]],
     systems: Mapping[str, Columns],
 ) -> dict[str, Any]:

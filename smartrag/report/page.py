@@ -15,11 +15,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from smartrag import contrast, figures, prose, studies, tables
-from smartrag.figures import Picture, Spot
 from smartrag.log import run_and_checkpoint
-from smartrag.plot import CURVES
-from smartrag.record import Record, differences, read, read_study
+from smartrag.report import contrast, figures, prose, studies, tables
+from smartrag.report.figures import Picture, Spot
+from smartrag.report.plot import CURVES
+from smartrag.report.record import Record, differences, read, read_study
 
 _HERE = Path(__file__).parent
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -19,10 +19,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from smartrag.mixture import HORIZON, Mixture, Sample
+from smartrag.data.world import world
+from smartrag.pretraining.mixture import HORIZON, Mixture, Sample
+from smartrag.pretraining.skills import check_skills
 from smartrag.prompt import ANSWER_TAG, SEARCH_TAG, Budget, Prompt
-from smartrag.skills import check_skills
-from smartrag.world import world
 
 VOCABULARY = 4096
 CHAT_TEMPLATE = (

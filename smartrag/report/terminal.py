@@ -7,8 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from smartrag.evaluate import COSTS, MEASURES
-from smartrag.record import SYSTEMS
+from smartrag.evaluation.evaluate import COSTS, MEASURES
+from smartrag.report.record import SYSTEMS
 from smartrag.types import Empty, Episode
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from smartrag.rows import DataError
+from smartrag.data.rows import DataError
 from smartrag.types import Question
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from smartrag import evaluate
+from smartrag.evaluation import evaluate
 from smartrag.log import run_and_checkpoint
 
 SYSTEMS = ("before", "after", "never", "always")

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaForCausalLM
 
-from smartrag.mixture import HOPS, HORIZON
+from smartrag.data.world import CITIES, corpus, questions, world
+from smartrag.pretraining.mixture import HOPS, HORIZON
 from smartrag.prompt import Prompt
 from smartrag.score import exact_match
 from smartrag.types import Action, ActionKind, Hits, Passage, Question, Stop
-from smartrag.world import CITIES, corpus, questions, world
 
 
 def check_skills(model: LlamaForCausalLM, prompt: Prompt, limit: int) -> dict[str, float]:

@@ -15,9 +15,9 @@ import random
 import re
 from dataclasses import dataclass
 
+from smartrag.data.world import QUESTIONS, City, Country, city_passage, country_passage, split_of, world
 from smartrag.prompt import Prompt
 from smartrag.types import Action, ActionKind, Empty, Hits, Passage
-from smartrag.world import QUESTIONS, City, Country, city_passage, country_passage, split_of, world
 
 HOPS = 2  # searches of the longest conversation
 HORIZON = 1800  # cities by popularity rank; the facts of the others are never told

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from smartrag.plot import smooth
+from smartrag.report.plot import smooth
 
 Interval = Mapping[str, float]  # mean, low, high
 

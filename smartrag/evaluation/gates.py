@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from smartrag.evaluate import Columns, differences, means, popularity, summary
+from smartrag.evaluation.evaluate import Columns, differences, means, popularity, summary
+from smartrag.evaluation.uncertainty import answer_entropy, search_probability
 from smartrag.prompt import Prompt
 from smartrag.types import Episode
-from smartrag.uncertainty import answer_entropy, search_probability
 
 NEIGHBOURS = 16
 POINTS = 101  # of a curve, at most

@@ -1,0 +1,27 @@
+"""The folder of many runs that belong together, an ablation's or a sweep's: a new one, or one to go on with."""
+
+from pathlib import Path
+
+from cluster.system import BadInput
+from smartrag.compose import as_yaml, different, from_yaml
+from smartrag.config import Run
+from smartrag.log import new_folder
+
+_MAY_DIFFER = ("resume", "runs", "cache", "cluster.", "log.")
+
+
+def find(run: Run, kind: str) -> Path:
+    """runs/<name>/<kind>s/<id>, with the run it varies in config.yaml: that of `run.resume`, which must vary the same
+    run, or a new one. Raises FileNotFoundError, BadInput."""
+    parent = Path(run.runs).resolve() / run.name / f"{kind}s"
+    if run.resume is None:
+        home = new_folder(parent)
+        (home / "config.yaml").write_text(as_yaml(run), encoding="utf-8")
+        return home
+    home = (parent / "latest" if run.resume == "latest" else Path(run.resume)).resolve()
+    if not (home / "config.yaml").is_file():
+        raise FileNotFoundError(f"resume={run.resume}: no {kind} in {home}; leave out `resume` to start a new one")
+    changed = [name for name in different(from_yaml(home / "config.yaml"), run) if not name.startswith(_MAY_DIFFER)]
+    if changed:
+        raise BadInput(f"{home} is a {kind} of a run with other {', '.join(changed)}; see its config.yaml")
+    return home

@@ -1,0 +1,1 @@
+"""Questions and passages: where they come from, what serves what, which can be found."""

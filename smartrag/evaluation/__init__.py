@@ -1,0 +1,1 @@
+"""Judging a policy: what was measured, beside what else could decide."""

@@ -1,0 +1,1 @@
+"""How models/tiny was made, and what it can do."""
