@@ -49,7 +49,7 @@ class RetrievalReplica:
     """
 
     def __init__(self, retriever: Retriever, index: str) -> None:
-        """Takes 10 to 30 seconds. Raises IndexProblem, JavaMissing, ValueError for a bad heap."""
+        """Takes 5 seconds or more. Raises IndexProblem, JavaMissing, ValueError for a bad heap."""
         self._max_batch, self._wait_s = retriever.max_batch, retriever.batch_wait_ms / 1000
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lucene")
         self._lucene = Lucene(
