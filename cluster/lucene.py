@@ -74,8 +74,8 @@ class Lucene:
 
 
 def _leave_out_neural_searchers() -> None:
-    """Pyserini imports two searchers that need torch and transformers beside ours that does not: 11 of the 15 seconds of
-    a replica's start, and 500 MB. Something empty stands in their place; nothing else misses them."""
+    """Pyserini imports two searchers that need torch and transformers beside ours that does not: 11 of the 15 seconds
+    of a replica's start, and 500 MB. Something empty stands in their place; nothing else misses them."""
     for module, names in _NEURAL.items():
         stand_in = ModuleType(f"pyserini.search.lucene.{module}")
         vars(stand_in).update(dict.fromkeys(names))
