@@ -1,7 +1,6 @@
 """What `launch/train.py` does with a checked run: drive the algorithm to its end and leave a run folder behind.
 
-Exit codes: 0 done, 3 something the run reads is wrong, 4 the cluster cannot hold it, 5 nothing to resume, 6 the judge
-of answers (reward.judge=endpoint) was not to be had. A bug shows as a traceback and exit code 1.
+Exit codes are those of smartrag/exits.py.
 """
 
 import json
@@ -14,12 +13,12 @@ from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
 from cluster.placement import DoesNotFit
 from cluster.system import BadInput
 from smartrag.config import Run
+from smartrag.exits import BAD_INPUT, DOES_NOT_FIT, NO_JUDGE, NOTHING_TO_RESUME
 from smartrag.judge import JudgeUnavailable
 from smartrag.report import terminal
 
 logger = logging.getLogger("smartrag")
 
-BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, NO_JUDGE = 3, 4, 5, 6
 REFUSALS = (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable)
 
 

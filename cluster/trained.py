@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.checkpoint import Checkpoints
-from cluster.driver import BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME
 from cluster.placement import DoesNotFit
 from cluster.system import BadInput, Inputs, System, inputs
-from smartrag.compose import USAGE_ERROR, ConfigError, change, load
+from smartrag.compose import ConfigError, change, load
 from smartrag.config import Run
+from smartrag.exits import BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, USAGE_ERROR
 from smartrag.log import run_and_checkpoint
 
 

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import USAGE_ERROR, ConfigError
+    from smartrag.compose import ConfigError
+    from smartrag.exits import USAGE_ERROR
     from smartrag.experiments.ablation import load
 
     try:

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import USAGE_ERROR, ConfigError, load_beside
+    from smartrag.compose import ConfigError, load_beside
     from smartrag.config import Bench
+    from smartrag.exits import USAGE_ERROR
 
     try:
         settings, run, _ = load_beside(Bench, "bench.yaml", arguments)

@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import USAGE_ERROR, ConfigError
+    from smartrag.compose import ConfigError
     from smartrag.evaluation.compare import settings
+    from smartrag.exits import USAGE_ERROR
 
     try:
         chosen, overrides = settings(arguments)

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from smartrag.choices import Corpus, Stemmer
+from smartrag.exits import BAD_INPUT
 
 
 @dataclass
@@ -45,7 +46,7 @@ def main(config: Index) -> None:
 
 def _refused(why: str) -> int:
     print(why, file=sys.stderr)
-    return 3
+    return BAD_INPUT
 
 
 if __name__ == "__main__":

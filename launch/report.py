@@ -11,8 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-BAD_INPUT = 3
-
 
 def main() -> int:
     assert __doc__
@@ -30,6 +28,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
+    from smartrag.exits import BAD_INPUT
     from smartrag.report.page import write
 
     try:

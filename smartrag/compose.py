@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from smartrag import ROOT
 from smartrag.check import check
 from smartrag.config import Run
+from smartrag.exits import USAGE_ERROR
 
 CONF = ROOT / "conf"
-USAGE_ERROR = 2
 _IS_GLOBAL = "@package _global_"  # of an option that sets other groups too
 _FREE = ("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.", "data.mix.")  # their keys have no fields
 

@@ -58,7 +58,8 @@ def test_bad_input_is_refused_in_one_message(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from cluster.driver import BAD_INPUT, drive
+    from cluster.driver import drive
+    from smartrag.exits import BAD_INPUT
 
     data = _good(tmp_path / "data")
     if spoil is not None:

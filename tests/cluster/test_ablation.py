@@ -13,11 +13,11 @@ import pytest
 
 from cluster import ablation
 from cluster.checkpoint import Checkpoints
-from cluster.driver import BAD_INPUT, NOTHING_TO_RESUME
 from cluster.system import Inputs
 from smartrag.compose import as_yaml
 from smartrag.config import Run
 from smartrag.evaluation.evaluate import MEASURES
+from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME
 from smartrag.experiments.ablation import load
 from smartrag.log import COLUMNS, RunFolder
 

@@ -1,0 +1,16 @@
+"""What the exit codes of everything in launch/ mean.
+
+    0  done
+    1  a bug, with its traceback
+    2  the command line: an unknown name, a value out of bounds, things that do not go together
+    3  what is read, or the machine: data, model, index, Java, whatever launch/doctor.py finds
+    4  the cluster cannot hold the run
+    5  nothing to resume, or no such run
+    6  the judge of answers (reward.judge=endpoint) was not to be had
+  130  Ctrl-C
+  143  SIGTERM; 15 where Ray has taken it over
+
+`ray job submit` itself ends with 0 or 1; the job's own code stands in its status message.
+"""
+
+USAGE_ERROR, BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, NO_JUDGE = 2, 3, 4, 5, 6
