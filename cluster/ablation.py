@@ -27,7 +27,7 @@ from smartrag.exam import Exam
 from smartrag.experiments import ablation
 from smartrag.experiments.ablation import COMPOSED, ROWS, WARMUP, Outcome, row_run
 from smartrag.log import RunFolder, versions, write_whole
-from smartrag.model import resolve
+from smartrag.origin import resolve
 from smartrag.types import Gate
 
 logger = logging.getLogger("smartrag")

@@ -93,7 +93,7 @@ class Engine:
     """
 
     def __init__(self, args: dict[str, Any], end_id: int, version: int = 0):
-        _check_plugin(args["weight_transfer_config"]["backend"])
+        check_plugin(args["weight_transfer_config"]["backend"])
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -306,7 +306,8 @@ def _exit_if_dead() -> Iterator[None]:
         os._exit(1)
 
 
-def _check_plugin(backend: str) -> None:
+def check_plugin(backend: str) -> None:
+    """Raises RuntimeError where vLLM would not find our back end: it looks among installed packages."""
     known = {entry.name for entry in entry_points(group="vllm.general_plugins")}
     if backend == WeightBackend.gloo and "smartrag" not in known:
         raise RuntimeError("vLLM cannot find this package's gloo back end; install the package here: pip install -e .")

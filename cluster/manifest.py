@@ -105,6 +105,16 @@ def verify(folder: Path) -> IndexManifest:
     return manifest
 
 
+def check_recipe(folder: Path, manifest: IndexManifest, recipe: Recipe) -> None:
+    """Raises IndexProblem when the index that `retriever.index` names is not what the run asks for."""
+    if manifest.recipe != recipe:
+        raise IndexProblem(
+            f"retriever.index={folder} was made with {manifest.recipe}, but the run asks for {recipe}; set "
+            "retriever.stemmer, retriever.corpus and retriever.corpus_share to what it is, or build another with "
+            "launch/index.py"
+        )
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

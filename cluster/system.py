@@ -18,17 +18,17 @@ from cluster.engine import engine_env
 from cluster.index import cached_index
 from cluster.java import preflight
 from cluster.learner import LearnerGroup
-from cluster.manifest import verify
+from cluster.manifest import check_recipe, verify
 from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
 from cluster.weights import WeightPush
 from smartrag.chat import api_key
-from smartrag.choices import Role, Teacher
+from smartrag.choices import Role
 from smartrag.config import Run
 from smartrag.data.load import Dataset, load
 from smartrag.data.passages import Recipe
-from smartrag.model import resolve
+from smartrag.origin import resolve
 from smartrag.prompt import Budget, Prompt
 
 _CANARY = "The quick brown fox jumps over the lazy dog in Reykjavík, 1999."
@@ -62,10 +62,8 @@ def inputs(run: Run, model: Path | None = None) -> Inputs:
 
 def _inputs(run: Run, model: Path | None) -> Inputs:
     cache = Path(run.cache).expanduser()
-    if run.reward.endpoint is not None and model is None:
-        api_key(run.reward.endpoint)
-    if run.warmup.teacher is Teacher.endpoint and run.warmup.steps and run.resume is None and model is None:
-        api_key(run.warmup.endpoint)
+    for endpoint in run.endpoints.values() if model is None else ():
+        api_key(endpoint)
     preflight()
     frozen = run.algorithm.frozen
     start = resolve(run.model, cache / "models") if model is None or frozen else model
@@ -74,15 +72,10 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     prompt = Prompt(AutoTokenizer.from_pretrained(folder), run.model.instruction, budget)
     data = load(run.data, cache / "data")
     _check_lengths(data, prompt, run)
-    retriever = run.retriever
-    recipe = Recipe(stemmer=retriever.stemmer, corpus=retriever.corpus, share=retriever.corpus_share)
+    retriever, recipe = run.retriever, Recipe.of(run.retriever)
     if retriever.index is not None:
         index = Path(retriever.index).expanduser().resolve()
-        if (made := verify(index).recipe) != recipe:
-            raise ValueError(
-                f"retriever.index={index} was made with {made}, but the run asks for {recipe}; set retriever.stemmer, "
-                "retriever.corpus and retriever.corpus_share to what it is, or build another with launch/index.py"
-            )
+        check_recipe(index, verify(index), recipe)
     elif data.corpus is None:
         raise ValueError(
             f"the data ({', '.join(run.data.mix)}) does not bring passages for every question; name a built index with "

@@ -290,3 +290,10 @@ class Run:
     def training_quotas(self) -> list[int]:
         """What a training question's quota is drawn from; never empty."""
         return self.train.quotas or [self.algorithm.quota]
+
+    @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        """The chat endpoints that training asks, by their setting."""
+        teaches = self.warmup.teacher is Teacher.endpoint and self.warmup.steps and self.resume is None
+        asked = {} if self.reward.endpoint is None else {"reward.endpoint": self.reward.endpoint}
+        return asked | ({"warmup.endpoint": self.warmup.endpoint} if teaches else {})

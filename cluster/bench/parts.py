@@ -12,7 +12,7 @@ from smartrag.compose import as_yaml
 from smartrag.config import Bench, Run
 from smartrag.experiments.bench import Figure, as_json, show
 from smartrag.log import new_folder, write_whole
-from smartrag.model import resolve
+from smartrag.origin import resolve
 
 logger = logging.getLogger("smartrag")
 

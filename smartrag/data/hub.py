@@ -85,6 +85,7 @@ class _Source:
     read: Reader
     train: str | None  # name of the hub's split; None: one split, divided by a hash of the question
     test: str
+    passages: bool = True  # its rows bring them
 
 
 _SOURCES = {
@@ -92,11 +93,19 @@ _SOURCES = {
     "2wikimultihopqa": _Source("framolfese/2WikiMultihopQA", None, hotpot_row, "train", "validation"),
     "musique": _Source("dgslibisey/MuSiQue", None, musique_row, "train", "validation"),
     "triviaqa": _Source("mandarjoshi/trivia_qa", "rc.wikipedia", trivia_row, "train", "validation"),
-    "nq_open": _Source("google-research-datasets/nq_open", None, nq_row, "train", "validation"),
-    "ambignq": _Source("sewon/ambig_qa", "light", ambignq_row, "train", "validation"),
-    "popqa": _Source("akariasai/PopQA", None, popqa_row, None, "test"),
+    "nq_open": _Source("google-research-datasets/nq_open", None, nq_row, "train", "validation", passages=False),
+    "ambignq": _Source("sewon/ambig_qa", "light", ambignq_row, "train", "validation", passages=False),
+    "popqa": _Source("akariasai/PopQA", None, popqa_row, None, "test", passages=False),
 }
 NAMES = tuple(_SOURCES)
+
+
+def hub_id(name: str) -> str:
+    return _SOURCES[name].path
+
+
+def brings_passages(name: str) -> bool:
+    return _SOURCES[name].passages
 
 
 def write_hub(name: str, folder: Path) -> None:

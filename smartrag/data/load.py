@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from smartrag.config import Data
-from smartrag.data.hub import NAMES, HubUnreachable, write_hub
+from smartrag.data.hub import NAMES, HubUnreachable, brings_passages, hub_id, write_hub
 from smartrag.data.rows import FORM, DataError, Problems, answers_of, identity, rows, show, text_of
 from smartrag.data.splits import question_hash
 from smartrag.data.world import fingerprint, write_world
@@ -157,20 +157,42 @@ def read_questions(path: Path, found: Problems) -> dict[int, Question]:
     return questions
 
 
-def _folder(source: str, cache: Path) -> Path:
-    """The folder that holds `source`, made in `cache` first where it is not a folder itself."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The folder that holds a data set, and what makes it where it is not there yet. None: it is yours."""
+
+    folder: Path
+    make: Callable[[Path], None] | None
+    repo: str | None  # on the hub, of which it is made
+    passages: bool  # it brings a corpus
+
+
+def places(data: Data, cache: Path) -> dict[str, Place]:
+    """Where `load` reads each data set from; nothing is made or fetched. Raises DataError where there is none."""
+    sources = [data.source] if len(data.mix) == 1 else [_source(name, data) for name in data.mix]
+    return {source: _place(source, cache) for source in sources}
+
+
+def _place(source: str, cache: Path) -> Place:
     if source == "world":
-        return _made(cache / f"world-{fingerprint()}", write_world)
+        return Place(cache / f"world-{fingerprint()}", write_world, None, True)
     if source in NAMES:
-        try:
-            return _made(cache / f"{source}-{_HUB_FORM}", partial(write_hub, source))
-        except HubUnreachable as error:
-            raise DataError(f"{error}; get it where the hub is in reach and give data.source={FORM}") from error
+        folder = cache / f"{source}-{_HUB_FORM}"
+        return Place(folder, partial(write_hub, source), hub_id(source), brings_passages(source))
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder
+        return Place(folder, None, None, True)
     kind = "is a file" if folder.exists() else "does not exist"
     raise DataError(f"data.source={source!r} {kind}; give {', '.join(NAMED)}, or {FORM}")
+
+
+def _folder(source: str, cache: Path) -> Path:
+    """The folder that holds `source`, made in `cache` first where it is not a folder itself."""
+    place = _place(source, cache)
+    try:
+        return place.folder if place.make is None else _made(place.folder, place.make)
+    except HubUnreachable as error:
+        raise DataError(f"{error}; get it where the hub is in reach and give data.source={FORM}") from error
 
 
 def _made(folder: Path, write: Callable[[Path], None]) -> Path:

