@@ -110,6 +110,7 @@ def connect(run: Run) -> None:
         ray.init(address=address, namespace="smartrag", log_to_driver=False)
     else:
         ray.init(
+            address="local",  # without it Ray would fall upon one that `ray start` left here, which takes no num_cpus
             namespace="smartrag",
             num_cpus=max(2, os.cpu_count() or 2),
             include_dashboard=False,
