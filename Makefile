@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test browser check format clean
+.PHONY: help quickstart test doctor browser check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,6 +14,10 @@ quickstart: $(READY)  ## train a tiny policy through every real component on thi
 
 test: $(READY) check browser  ## everything that needs no GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not gpu"
+
+RUN ?= +experiment=quickstart
+doctor: $(READY)  ## is this machine fit for a run? RUN="+experiment=hotpotqa cluster=one_gpu" names another
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/doctor.py $(RUN)
 
 # The test of report.html wants a Chromium or a Chrome. Where there is none, Debian's is installed if that needs no password;
 # elsewhere that one test is skipped and says why.
