@@ -38,8 +38,8 @@ from smartrag.origin import Origin, find, parameters
 from smartrag.reach import address, why_not
 
 _KNOCK_S = 3.0  # for one answer over the network
-_CHILD_S = 11.0  # for a child that starts a JVM or imports torch
-_CHECK_S = 12.0  # for a check; all run at once
+_CHILD_S = 28.0  # for a child that starts a JVM or imports torch
+_CHECK_S = 30.0  # for a check; all run at once, and take 4 s on an idle machine
 _WIDTH = 180  # of the table where there is no terminal
 
 

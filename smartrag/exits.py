@@ -7,6 +7,7 @@
     4  the cluster cannot hold the run
     5  nothing to resume, or no such run
     6  the judge of answers (reward.judge=endpoint) was not to be had
+    7  a trial of a sweep failed; the others are done
   130  Ctrl-C
   143  SIGTERM; 15 where Ray has taken it over
 
