@@ -5,7 +5,11 @@ Exit codes are those of smartrag/exits.py.
 
 import json
 import logging
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -13,7 +17,7 @@ from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
 from cluster.placement import DoesNotFit
 from cluster.system import BadInput
 from smartrag.config import Run
-from smartrag.exits import BAD_INPUT, DOES_NOT_FIT, NO_JUDGE, NOTHING_TO_RESUME
+from smartrag.exits import BAD_INPUT, DOES_NOT_FIT, NO_JUDGE, NOTHING_TO_RESUME, STOPPED
 from smartrag.judge import JudgeUnavailable
 from smartrag.report import terminal
 
@@ -31,7 +35,10 @@ def drive(run: Run, *, warmup_only: bool = False) -> int:
         if warmup_only:
             logger.info("the warmed-up policy is in %s", algorithm.training.store.load()[0] / "policy")
             return 0
-        _loop(algorithm)
+        if not _loop(algorithm):
+            folder = algorithm.folder.folder
+            logger.info("told to stop; saved after step %d, resume=%s goes on", algorithm.training.steps_done, folder)
+            return STOPPED
         print(terminal.as_text(json.loads((algorithm.folder.folder / "summary.json").read_text(encoding="utf-8"))))
         logger.info("all of it is in %s", algorithm.folder.folder)
     except REFUSALS as error:
@@ -56,7 +63,8 @@ def refused(error: Exception) -> int:
     return codes.get(type(error), NOTHING_TO_RESUME)
 
 
-def _loop(algorithm: SmartRAGPPO) -> None:
+def _loop(algorithm: SmartRAGPPO) -> bool:
+    """Trains to the end. False when SIGTERM came: the step under way is then ended and saved, if there is time."""
     training = algorithm.training
     bar = tqdm(
         total=training.run.train.steps,
@@ -66,10 +74,25 @@ def _loop(algorithm: SmartRAGPPO) -> None:
         disable=not training.run.log.progress,
         mininterval=0.1 if sys.stderr.isatty() else 10,
     )
-    with bar:
+    with bar, _sigterm() as told_to_stop:
         while not (row := algorithm.train())["done"]:
             bar.set_postfix_str(
                 f"reward {row['reward']:.2f}, EM {row['em']:.2f}, retrievals {row['retrievals_per_question']:.2f}, "
                 f"{row['generated_tokens'] / row['seconds_rollout']:.0f} tokens/s, canary {row['push/canary_gap']:.0e}"
             )
             bar.update()
+            if told_to_stop.is_set():
+                training.save()
+                return False
+    return True
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Set when SIGTERM comes: from `ray job stop`, Kubernetes, Slurm. Ray's own handler would exit at once."""
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)

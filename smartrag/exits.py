@@ -9,9 +9,10 @@
     6  the judge of answers (reward.judge=endpoint) was not to be had
     7  a trial of a sweep failed; the others are done
   130  Ctrl-C
-  143  SIGTERM; 15 where Ray has taken it over
+  143  SIGTERM, after the step under way was saved; 15 before the first step, where Ray exits at once
 
 `ray job submit` itself ends with 0 or 1; the job's own code stands in its status message.
 """
 
 USAGE_ERROR, BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, NO_JUDGE = 2, 3, 4, 5, 6
+STOPPED = 128 + 15

@@ -53,6 +53,7 @@ class Training:
             {"warmup": self.warmup_questions, "ppo": ppo_questions, "dev": data.dev, "test": data.test}
         )
         self.steps_done = 0
+        self._saved = -1  # steps done at the newest checkpoint
         self.summary: dict[str, Any] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, over all lives of the run
 
@@ -83,7 +84,7 @@ class Training:
             self.learner.snapshot_reference()
         self._push()
         self._test("before", Gate.POLICY)
-        self._save()
+        self.save()
 
     def resume(self, checkpoint: Path | None = None) -> None:
         """Goes on from a checkpoint, the newest when None. The first act is a push.
@@ -99,6 +100,7 @@ class Training:
         self.rollout.rest()
         self.learner.load(str(folder / "learner"))
         self.steps_done, self.summary = state["steps_done"], state["summary"]
+        self._saved = self.steps_done
         self.seconds |= state["seconds"]
         self.feedback.price = replace(self.feedback.price, **state["price"])
         self.folder.rewind(self.steps_done)
@@ -134,7 +136,7 @@ class Training:
         self.folder.metrics(row)
         self._show(episodes, trajectories)
         if self.steps_done % self.run.train.save_every == 0 or self.done:
-            self._save()
+            self.save()
         return row
 
     def finish(self) -> dict[str, Any]:
@@ -150,6 +152,21 @@ class Training:
             if other != "after"
         }
         return self.summary
+
+    def save(self) -> None:
+        """Publishes a checkpoint of the steps that are done, unless there is one."""
+        if self._saved == self.steps_done:
+            return
+        state = {
+            "steps_done": self.steps_done,
+            "summary": self.summary,
+            "seconds": dict(self.seconds),
+            "price": {"multiplier": self.feedback.price.multiplier, "excess": self.feedback.price.excess},
+        }
+        with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
+            self.learner.save(str(folder / "learner"))
+            self.learner.export(str(folder / "policy"))
+        self._saved = self.steps_done
 
     def _plan(self, step: int) -> list[EpisodeRequest]:
         run = self.run
@@ -178,17 +195,6 @@ class Training:
         for episode in episodes[: self.run.log.episodes]:
             seen = evaluate.describe(episode, self.run.reward)
             self.folder.episode({"step": self.steps_done, **seen, "training_reward": earned.get(episode.id)})
-
-    def _save(self) -> None:
-        state = {
-            "steps_done": self.steps_done,
-            "summary": self.summary,
-            "seconds": dict(self.seconds),
-            "price": {"multiplier": self.feedback.price.multiplier, "excess": self.feedback.price.excess},
-        }
-        with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
-            self.learner.save(str(folder / "learner"))
-            self.learner.export(str(folder / "policy"))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[Any]:
