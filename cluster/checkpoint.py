@@ -129,6 +129,26 @@ def verify(path: Path) -> dict[str, Any]:
     return manifest["state"]
 
 
+def step_of(path: Path) -> int:
+    """The step after which the checkpoint in `path` was written. Raises Damaged."""
+    return int(_manifest(path)["step"])
+
+
+def copy_part(path: Path, part: str, target: Path) -> dict[str, str]:
+    """Copies the folder `part` of the checkpoint in `path` to `target`, which is made: name -> sha256 of every file.
+
+    Raises Damaged when a copy is not what was written; what is copied by then stays.
+    """
+    written = {name: of["sha256"] for name, of in _manifest(path)["parts"].items() if name.startswith(f"{part}/")}
+    for name, digest in written.items():
+        copy = target / Path(name).relative_to(part)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path / name, copy)
+        if _sha256(copy) != digest:
+            raise Damaged(f"checkpoint {path}: the copy of {name} is damaged (its sha256 is not that of the manifest)")
+    return {name.removeprefix(f"{part}/"): digest for name, digest in written.items()}
+
+
 def _manifest(path: Path) -> dict[str, Any]:
     file = path / _MANIFEST
     if not file.is_file():

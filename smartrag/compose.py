@@ -72,6 +72,21 @@ def beside(schema: type[_T], file: str, arguments: Sequence[str]) -> tuple[_T, l
     return settings, [argument for argument in arguments if argument not in own]
 
 
+def alone(schema: type[_T], file: str, arguments: Sequence[str]) -> _T:
+    """`beside` where nothing else may stand, and every setting that conf/<file> leaves empty must. Raises ConfigError
+    with all that is wrong."""
+    settings, others = beside(schema, file, arguments)
+    names = _names(schema)
+    problems = [f"{name}=... must be given" for name in names if getattr(settings, name) == ""]
+    for argument in others:
+        name, found, _ = argument.partition("=")
+        is_named = f"there is no setting {name!r}{nearest(name, names)}"
+        problems.append(f"{argument}: {is_named}" if found else f"{argument!r} is not of the form name=value")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings
+
+
 def load_beside(schema: type[_T], file: str, arguments: Sequence[str]) -> tuple[_T, Run, list[str]]:
     """(settings, run, its overrides): `beside`, where all other arguments mean the run. Raises ConfigError."""
     settings, others = beside(schema, file, arguments)

@@ -269,6 +269,15 @@ class Bench:
 
 
 @dataclass(kw_only=True, slots=True)
+class Export:
+    """What launch/export.py takes; values in conf/export.yaml."""
+
+    run: str  # folder of a run or of one of its checkpoints
+    out: str  # the folder to make
+    overwrite: bool  # an export that is there already is replaced
+
+
+@dataclass(kw_only=True, slots=True)
 class Run:
     name: str  # of the experiment; names the run's folder
     runs: str  # where run folders live

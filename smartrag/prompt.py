@@ -81,14 +81,23 @@ class Prompt:
 
         `{quota}` in the instruction becomes the number of retrievals allowed.
         """
+        return tuple(self._encode(self._head + self.opening(text, quota) + self._tail))
+
+    def opening(self, text: str, quota: int) -> str:
+        """What the first user message says: instruction and question."""
         # The instruction is ours and names the tags; only the question is untrusted.
         told = self.instruction.replace("{quota}", str(quota)) + "\n\n" if self.instruction else ""
-        return tuple(self._encode(self._head + told + self.neutralise(text) + self._tail))
+        return told + self.neutralise(text)
+
+    @property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids around what the retriever brought: behind the end token, and up to what the policy writes next."""
+        return tuple(self._between_ids), tuple(self._encode(self._tail))
 
     def observation(self, retrieved: Hits | Empty, room: int) -> tuple[int, ...]:
         """Token ids of what the retriever brought, in at most `room` tokens (template included). Passages are cut, the
         last first; the template never is."""
-        frame = len(self._between_ids) + len(self._encode(self._tail))
+        before, after = self.frame
         newline = self._encode("\n")
         body: list[int] = []
         if isinstance(retrieved, Empty):
@@ -98,8 +107,8 @@ class Prompt:
                 text = _TAG_REST.sub("", self.neutralise(passage.contents))
                 ids = self._encode(text)[: self.budget.passage]
                 body += (newline if body else []) + ids
-        body = body[: max(0, room - frame)]
-        return (*self._between_ids, *body, *self._encode(self._tail))
+        body = body[: max(0, room - len(before) - len(after))]
+        return (*before, *body, *after)
 
     def parse(self, token_ids: Sequence[int], stop: Stop, *, tag: Sequence[int] = ()) -> Action:
         """The action that these generated ids spell. `tag`: the forced tag that stood before them, if any."""

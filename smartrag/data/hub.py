@@ -85,23 +85,30 @@ class _Source:
     read: Reader
     train: str | None  # name of the hub's split; None: one split, divided by a hash of the question
     test: str
-    passages: bool = True  # its rows bring them
+    licence: str  # of the questions, as their publishers state it
+    passages: bool = True  # its rows bring them, from Wikipedia (CC BY-SA)
 
 
 _SOURCES = {
-    "hotpotqa": _Source("hotpotqa/hotpot_qa", "distractor", hotpot_row, "train", "validation"),
-    "2wikimultihopqa": _Source("framolfese/2WikiMultihopQA", None, hotpot_row, "train", "validation"),
-    "musique": _Source("dgslibisey/MuSiQue", None, musique_row, "train", "validation"),
-    "triviaqa": _Source("mandarjoshi/trivia_qa", "rc.wikipedia", trivia_row, "train", "validation"),
-    "nq_open": _Source("google-research-datasets/nq_open", None, nq_row, "train", "validation", passages=False),
-    "ambignq": _Source("sewon/ambig_qa", "light", ambignq_row, "train", "validation", passages=False),
-    "popqa": _Source("akariasai/PopQA", None, popqa_row, None, "test", passages=False),
+    "hotpotqa": _Source("hotpotqa/hotpot_qa", "distractor", hotpot_row, "train", "validation", "CC BY-SA 4.0"),
+    "2wikimultihopqa": _Source("framolfese/2WikiMultihopQA", None, hotpot_row, "train", "validation", "Apache-2.0"),
+    "musique": _Source("dgslibisey/MuSiQue", None, musique_row, "train", "validation", "CC BY 4.0"),
+    "triviaqa": _Source("mandarjoshi/trivia_qa", "rc.wikipedia", trivia_row, "train", "validation", "unknown"),
+    "nq_open": _Source(
+        "google-research-datasets/nq_open", None, nq_row, "train", "validation", "CC BY-SA 3.0", passages=False
+    ),
+    "ambignq": _Source("sewon/ambig_qa", "light", ambignq_row, "train", "validation", "CC BY-SA 3.0", passages=False),
+    "popqa": _Source("akariasai/PopQA", None, popqa_row, None, "test", "MIT", passages=False),
 }
 NAMES = tuple(_SOURCES)
 
 
 def hub_id(name: str) -> str:
     return _SOURCES[name].path
+
+
+def licence(name: str) -> str:
+    return _SOURCES[name].licence
 
 
 def brings_passages(name: str) -> bool:

