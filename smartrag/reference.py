@@ -3,13 +3,9 @@
 `make docs` writes it. Text in, text out; only `page` reads files.
 """
 
-import ast
 import inspect
-import io
-import itertools
 import re
 import textwrap
-import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
@@ -20,6 +16,7 @@ import yaml
 
 from smartrag import choices, config
 from smartrag.check import RANGES
+from smartrag.comments import Notes, Written, headline, notes, written
 from smartrag.compose import CONF
 
 _LONGEST = 60  # characters of an option's value
@@ -44,111 +41,19 @@ python launch/train.py +experiment=quickstart reward=gated retriever.k=4
 * `--cfg job` prints the run that a command means, `--help` lists the groups. Neither starts anything.
 * What is unknown, of a wrong type, out of bounds or does not go together is refused before anything starts.
 
+Bash completes groups, options and names behind `launch/train.py`, `launch/warmup.py` and `launch/index.py` after these
+three lines, in the repository with the environment active. Left alone, Hydra would complete behind every `python FILE`,
+and run the file for it; the second line prevents that.
+
+```bash
+eval "$(launch/train.py -sc install=bash)"
+complete -r python
+complete -o nospace -o default -F hydra_bash_completion train.py warmup.py index.py
+```
+
 Defaults are what `conf/train.yaml` and the options it names say, as written there; of a group that is null, what the
 first option says that has it. "authors": the paper's released code says so. "ours": it does not; the comment says why.
 """
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# what Python says
-
-
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """What a class says of itself and of its members."""
-
-    docstring: str
-    members: Mapping[str, str]  # name -> the comment behind it, else the lines of comment above it
-
-
-def notes(source: str) -> dict[str, Notes]:
-    """Class -> its notes, of Python source text."""
-    behind: dict[int, str] = {}  # line -> the comment on it, behind code
-    above: dict[int, str] = {}  # and without any
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            (above if token.line.lstrip().startswith("#") else behind)[token.start[0]] = token.string.lstrip("# ")
-
-    def comment(member: ast.AnnAssign | ast.Assign) -> str:
-        first = member.lineno
-        while first - 1 in above:
-            first -= 1
-        return behind.get(member.lineno) or " ".join(above[line] for line in range(first, member.lineno))
-
-    found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef):
-            own = [m for m in node.body if isinstance(m, ast.AnnAssign | ast.Assign)]
-            targets = [m.target if isinstance(m, ast.AnnAssign) else m.targets[0] for m in own]
-            members = {ast.unparse(target): comment(m) for target, m in zip(targets, own, strict=True)}
-            found[node.name] = Notes(" ".join((ast.get_docstring(node) or "").split()), members)
-    return found
-
-
-def kind(of: Any) -> str:
-    """A type in words."""
-    if of in _PLAIN:
-        return _PLAIN[of]
-    if isinstance(of, UnionType):
-        return " or ".join([*(kind(part) for part in get_args(of) if part is not type(None)), "null"])
-    if get_origin(of) in (list, dict):
-        return f"{'list' if get_origin(of) is list else 'mapping'} of {kind(get_args(of)[-1])}"
-    return "group, below" if is_dataclass(of) else "word, below"
-
-
-def _inside(of: Any) -> Any:
-    """The class of ours in a type: X of X, `X | None`, `list[X]`; None without one."""
-    return next((t for t in (of, *get_args(of)) if isinstance(t, type) and t.__module__.startswith("smartrag.")), None)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# what conf/ says
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    value: str
-    comment: str  # behind it
-
-
-def written(text: str, prefix: str = "") -> dict[str, Written]:
-    """Full name -> what YAML text writes for it. Mappings in braces stand whole and in parts."""
-    found = {}
-
-    def walk(node: yaml.Node, prefix: str) -> None:
-        for key, value in node.value:
-            name = prefix + key.value
-            if isinstance(value, yaml.MappingNode):
-                walk(value, f"{name}.")
-            if not isinstance(value, yaml.MappingNode) or value.flow_style:
-                found[name] = _written(text, value)
-
-    root = yaml.compose(text)
-    if isinstance(root, yaml.MappingNode):
-        walk(root, prefix)
-    return found
-
-
-def _written(text: str, node: yaml.Node) -> Written:
-    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
-        return Written(node.value.strip(), "")
-    value, end, lines = text[node.start_mark.index : node.end_mark.index], node.end_mark, text.splitlines()
-    behind = re.fullmatch(r"(\s*)(#.*)", lines[end.line][end.column :])
-    if behind is None:
-        return Written(value, "")
-    column, said = end.column + len(behind[1]), [behind[2]]
-    for line in lines[end.line + 1 :]:  # a comment that goes on does so in its column
-        if line[:column].strip() or not line[column:].startswith("#"):
-            break
-        said.append(line[column:])
-    return Written(value, " ".join(part.lstrip("# ") for part in said))
-
-
-def headline(text: str) -> str:
-    """The first sentence of the comment that YAML text opens with."""
-    opening = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    said = [line.lstrip("# ") for line in opening if "@package" not in line]
-    return re.split(r"(?<=[\w)]\.)\s+(?=[A-Z\"])", " ".join(said))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +92,6 @@ class Conf:
             others = [self.settings(own, option) for option in self.options(own)]
             return next((layer[name] for layer in others if name in layer), Written("", ""))
         return Written(value, f"{comment} (`{by}`)".lstrip() if by.partition("=")[0] not in ("", own) else comment)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the page
 
 
 def reference(config_source: str, choices_source: str, conf: Conf) -> str:
@@ -250,6 +151,22 @@ class Schema:
         else:
             yield f"`{name}`: {', '.join(f'`{word}`' for word in of)}."
         yield ""
+
+
+def kind(of: Any) -> str:
+    """A type in words."""
+    if of in _PLAIN:
+        return _PLAIN[of]
+    if isinstance(of, UnionType):
+        return " or ".join([*(kind(part) for part in get_args(of) if part is not type(None)), "null"])
+    if get_origin(of) in (list, dict):
+        return f"{'list' if get_origin(of) is list else 'mapping'} of {kind(get_args(of)[-1])}"
+    return "group, below" if is_dataclass(of) else "word, below"
+
+
+def _inside(of: Any) -> Any:
+    """The class of ours in a type: X of X, `X | None`, `list[X]`; None without one."""
+    return next((t for t in (of, *get_args(of)) if isinstance(t, type) and t.__module__.startswith("smartrag.")), None)
 
 
 def _options(conf: Conf, group: str) -> Iterator[str]:
