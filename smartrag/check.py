@@ -12,7 +12,7 @@ from smartrag.data.load import NAMED
 from smartrag.reward import full_score
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("model.lora.rank", 1, 4096),
     ("model.lora.alpha", 1, 1 << 20),
     ("model.context_tokens", 16, 1 << 20),
@@ -103,7 +103,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 def check(run: Run) -> list[str]:
     """Every problem of `run` as one sentence each; empty when it can start."""
-    problems = [p for name, low, high in _RANGES for p in _out_of_range(run, name, low, high)]
+    problems = [p for name, low, high in RANGES for p in _out_of_range(run, name, low, high)]
     problems += _data_problems(run.data)
     problems += [f"train.quotas holds {n}; each must be between 0 and 16" for n in run.train.quotas if not 0 <= n <= 16]
     problems += [f"train.ks holds {n}; each must be between 1 and 100" for n in run.train.ks if not 1 <= n <= 100]

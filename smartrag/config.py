@@ -37,7 +37,7 @@ class Model:
 
     path: str  # a folder, a Hugging Face hub id, or package://NAME for weights an installed Python package carries
     fallback: str | None  # the same weights elsewhere, taken when `path` is a hub id and the hub is out of reach
-    precision: Precision
+    precision: Precision  # of the weights, in the learner and in engines
     lora: Lora | None  # policy and critic train adapters on frozen weights; null: every weight is trained
     instruction: str  # stands before the question in the first user message; may be empty
     context_tokens: int  # the whole conversation, generations included
@@ -53,8 +53,8 @@ class Data:
     mix: dict[str, float]
     allow_overlap: bool  # a set may ask questions of train in dev or test too: a warning instead of an error
     train_questions: int | None  # of each set at most this many; null: all
-    dev_questions: int | None
-    test_questions: int | None
+    dev_questions: int | None  # likewise
+    test_questions: int | None  # likewise
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,7 +66,7 @@ class Retriever:
     k: int  # passages a query brings
     k1: float  # BM25 term saturation
     b: float  # BM25 length normalisation
-    replicas: int
+    replicas: int  # processes that search, each over the whole index
     threads: int  # search threads of one replica
     cpus: float  # Ray CPUs of one replica
     heap: str  # of one JVM: -Xmx value
@@ -82,7 +82,7 @@ class Algorithm:
 
     quota: int  # N: retrievals an episode may make (SmartRAG, Algorithm 1)
     trains: list[Role]  # roles whose tokens are learned from; the weights the run starts from play the others
-    advantage: Advantage
+    advantage: Advantage  # how credit reaches tokens
     critic: Critic
     samples: int  # episodes a question gets in one step; estimators that compare samples need two or more
     temperature: float  # of the sampling policy
@@ -91,14 +91,14 @@ class Algorithm:
     clip: float  # epsilon of the surrogate
     value_clip: float | None  # null: plain squared error
     value_coef: float  # critic=shared: weight of the value loss beside the policy's, in the gradient of their trunk
-    entropy_coef: float
+    entropy_coef: float  # weight of the entropy bonus in the policy's loss
     kl: KL
-    kl_in: KLIn
+    kl_in: KLIn  # where the KL to the reference counts
     kl_coef: float  # initial beta of the KL penalty
     kl_target: float | None  # of the adaptive controller, nats per episode; null: beta is fixed
     epochs: int  # passes over one batch
     minibatches: int  # optimiser steps of one pass
-    whiten_advantages: bool
+    whiten_advantages: bool  # to mean 0 and deviation 1 over the policy tokens of the whole batch
     importance: Importance
     importance_cap: float  # the largest importance weight
     critic_warmup_steps: int  # steps in which only the critic learns; of a shared one only the head
@@ -116,15 +116,15 @@ class RetrievalBudget:
     target: float  # retrievals per question
     rate: float  # K_I: what the price gains with each step, per retrieval per question above the target
     gain: float  # K_P: what it is above that while there are too many, per retrieval per question above the target
-    max_price: float
+    max_price: float  # λ_max: no price is higher
 
 
 @dataclass(kw_only=True, slots=True)
 class Endpoint:
     """An OpenAI-compatible chat endpoint."""
 
-    base_url: str
-    model: str
+    base_url: str  # without /chat/completions, e.g. http://127.0.0.1:8000/v1
+    model: str  # as the endpoint calls it
     key_variable: str  # NAME of the environment variable that holds the API key; the key is in no configuration
     timeout_s: float  # of one attempt
     attempts: int  # requests for one reply, with growing pauses between them
@@ -152,17 +152,17 @@ class Reward:
 
 @dataclass(kw_only=True, slots=True)
 class LearnerGroup:
-    ranks: int
+    ranks: int  # learner processes; ZeRO shards over them
     cpus: float  # Ray CPUs of one rank
     gpus: float  # Ray GPUs of one rank
     threads: int  # torch threads of one rank
     zero_stage: int  # DeepSpeed ZeRO 0-3
-    learning_rate: float
+    learning_rate: float  # of the policy
     critic_learning_rate: float  # of the separate critic, or of the head on a shared trunk
     final_rate: float  # share of both learning rates left at the last PPO step; they fall linearly. 1: constant
     beta2: float  # AdamW's memory of squared gradients; lower forgets the large early ones sooner
-    weight_decay: float
-    max_grad_norm: float
+    weight_decay: float  # of AdamW
+    max_grad_norm: float  # gradients of a larger norm are scaled down to it
     micro_batch_tokens: int  # padded tokens of one forward pass of one rank
     deepspeed: dict[str, Any]  # merged over what the fields above make, for what has no field
 
@@ -175,7 +175,7 @@ class Engine:
     cpus: float  # Ray CPUs of one
     gpus: float  # Ray GPUs of one
     threads: int  # OpenMP threads of one (CPU)
-    tensor_parallel: int
+    tensor_parallel: int  # GPUs that share the model of one
     kv_cache_gib: float | None  # CPU: size of the KV cache; null on GPUs, where gpu_memory_utilization rules
     concurrency: int  # episodes in flight at one engine
     engine_args: dict[str, Any]  # passed to vLLM as they are
@@ -185,10 +185,10 @@ class Engine:
 class Cluster:
     address: str | None  # of Ray; null: join the job's cluster or start a local one
     engine: Engine
-    weights: WeightBackend
+    weights: WeightBackend  # how weights travel from the learner to engines
     bucket_mib: int  # weights sent per message
     canary_tolerance: float  # largest log-prob gap of the canary prompt after a push, nats
-    placement_timeout_s: float
+    placement_timeout_s: float  # longest wait for room in the cluster, and for the parts to start there
     call_timeout_s: float  # longest wait for one answer of an actor
     episode_attempts: int  # runs of one episode before an infrastructure failure ends the run
     colocated: bool  # learner and engine share GPUs; the engine sleeps while the learner works
@@ -199,7 +199,7 @@ class Warmup:
     teacher: Teacher
     steps: int  # 0: none
     batch: int  # trajectories of one optimiser step
-    learning_rate: float
+    learning_rate: float  # of the policy in warm-up
     direct: float  # share of "question -> answer" samples
     search: float  # share of "question -> query"
     read: float  # share of "question, passages -> answer"
@@ -224,11 +224,11 @@ class Loop:
 
 @dataclass(kw_only=True, slots=True)
 class Log:
-    wandb: WandbMode
-    project: str
+    wandb: WandbMode  # whether W&B gets the rows too
+    project: str  # of W&B
     group: str | None  # of runs that W&B shows together
     episodes: int  # episodes a step written to episodes.jsonl
-    progress: bool
+    progress: bool  # bars on the terminal
 
 
 @dataclass(kw_only=True, slots=True)
@@ -282,7 +282,7 @@ class Run:
     name: str  # of the experiment; names the run's folder
     runs: str  # where run folders live
     cache: str  # where built indexes, written data sets and fetched models live; shared by all runs
-    seed: int
+    seed: int  # every draw of the run derives from it
     resume: str | None  # "latest" or the folder of a run or of a checkpoint
     model: Model
     data: Data

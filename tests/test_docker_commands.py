@@ -19,6 +19,7 @@ from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 
 from cluster.placement import bundles
 from smartrag.compose import ROOT, load
+from tests.commands import in_blocks
 from tests.test_docker import CLUSTERS, MANIFESTS, STAGES, TEXTS
 
 SLURM = TEXTS["slurm.sh"].replace("\\\n", " ")
@@ -32,10 +33,9 @@ def overrides(text: str) -> list[list[str]]:
 
 
 def ray_commands() -> Iterator[list[str]]:
-    for block in re.findall(r"```bash\n(.*?)```", TEXTS["README.md"], re.DOTALL):
-        for part in re.split(r"\n|&&|>|\|", block.replace("\\\n", " ")):
-            if found := re.match(r"(?:.* exec head )?ray (.+)", part.strip()):
-                yield shlex.split(found[1])
+    for words in in_blocks(TEXTS["README.md"]):
+        if "ray" in words:
+            yield words[words.index("ray") + 1 :]
     services = MANIFESTS["compose.yaml"]["services"]
     yield services["worker"]["command"][1:]
     yield from (shlex.split(found) for found in re.findall(r"ray ([^>)]+)", services["head"]["command"][-1]))

@@ -96,7 +96,7 @@ class Shelf:
         return self.folder / f"step-{step}", self.states[step]
 
 
-def _run(*overrides: str) -> Run:
+def small_run(*overrides: str) -> Run:
     small = ["train.steps=4", "train.episodes=4", "train.save_every=2", "warmup.steps=2", "warmup.batch=2"]
     return load(["algorithm.minibatches=1", "algorithm.quota=1", *small, "log.progress=false", *overrides])
 
@@ -114,7 +114,7 @@ def _training(
         return {"seconds": 0.0}
 
     data = data or Dataset(TRAIN, TEST[:2], TEST, None)
-    return Training(run or _run(), data, machines, machines, push, store, folder)
+    return Training(run or small_run(), data, machines, machines, push, store, folder)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_the_order_of_a_run(tmp_path: Path, folder: RunFolder) -> None:
 
 def test_every_train_question_once_an_epoch_and_every_id_once(tmp_path: Path, folder: RunFolder) -> None:
     machines = Machines()
-    training = _training(tmp_path, machines, Shelf(tmp_path), folder, _run("train.steps=5"))
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, small_run("train.steps=5"))
     training.begin([])
     machines.requests.clear()
     while not training.done:
@@ -189,7 +189,7 @@ def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, fo
 def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path, folder: RunFolder) -> None:
     """Step 1 retrieves once a question, the others never: 0.2, then 0.1 x (1 - 0.5) more, then 0.05 less each step;
     and 0.2 x 0.5 more or less with what was retrieved last."""
-    run = _run("reward=budget", "reward.budget.rate=0.1", "reward.budget.gain=0.2")
+    run = small_run("reward=budget", "reward.budget.rate=0.1", "reward.budget.gain=0.2")
     store, machines = Shelf(tmp_path), Machines()
     training = _training(tmp_path, machines, store, folder, run)
     training.begin([])
@@ -208,7 +208,7 @@ def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path,
 def test_the_price_is_held_while_nothing_is_charged_and_the_measure_stays_the_papers(
     tmp_path: Path, folder: RunFolder
 ) -> None:
-    run = _run(
+    run = small_run(
         "reward=budget", "reward.budget.rate=0.1", "reward.budget.gain=0", "reward.free_steps=1", "reward.ramp_steps=2"
     )
     training = _training(tmp_path, Machines(), Shelf(tmp_path), folder, run)
@@ -235,7 +235,7 @@ class Torn(Machines):
 
 
 def test_without_gold_answers_the_learner_gets_the_same_whatever_they_are(tmp_path: Path) -> None:
-    run = _run("reward=agreement", "algorithm.samples=2", "warmup.steps=0")
+    run = small_run("reward=agreement", "algorithm.samples=2", "warmup.steps=0")
     rows, learned = [], []
     for gold in ("Norway", "Sweden"):
         machines, folder = Torn(), RunFolder.create(str(tmp_path), gold)
@@ -259,7 +259,7 @@ def test_voided_episodes_are_counted_and_not_learned_from(
 ) -> None:
     monkeypatch.setattr("smartrag.feedback.judge", lambda episodes, *_: [None, 1.0, 0.5, 1.0])
     machines = Machines()
-    training = _training(tmp_path, machines, Shelf(tmp_path), folder, _run("reward=judge"))
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, small_run("reward=judge"))
     training.begin([])
     row = training.step()
     assert (row["voided_episodes"], len(machines.learned[0])) == (1, 3)
@@ -272,7 +272,7 @@ def test_a_step_whose_trained_role_was_never_played_teaches_nothing_and_the_run_
     tmp_path: Path, folder: RunFolder
 ) -> None:
     machines = Machines()
-    run = _run("algorithm.trains=[query]", "warmup.steps=0")
+    run = small_run("algorithm.trains=[query]", "warmup.steps=0")
     training = _training(tmp_path, machines, Shelf(tmp_path), folder, run)
     training.begin([])
     first = training.step()  # the policy searches, and then knows
@@ -299,7 +299,9 @@ def test_figures_of_each_data_set_and_each_quota_stand_beside_those_of_all(tmp_p
 
     knows_b = tuple(replace(q, answers=("Chile",)) for q in TRAIN)  # the scripted policy says Norway
     data = Dataset((*of("popqa", TRAIN), *of("hotpotqa", knows_b)), of("popqa", TEST[:2]), of("popqa", TEST), None)
-    run = _run("data=[popqa,hotpotqa]", "data.mix.hotpotqa=3", "train.quotas=[1,2]", "train.ks=[1,3]", "train.steps=20")
+    run = small_run(
+        "data=[popqa,hotpotqa]", "data.mix.hotpotqa=3", "train.quotas=[1,2]", "train.ks=[1,3]", "train.steps=20"
+    )
     machines = Machines()
     machines.knows = True
     training = _training(tmp_path, machines, Shelf(tmp_path), folder, run, data)
@@ -325,7 +327,7 @@ def test_warm_up_and_ppo_share_no_question_when_told_so_and_the_folder_proves_it
     tmp_path: Path, folder: RunFolder
 ) -> None:
     machines = Machines()
-    training = _training(tmp_path, machines, Shelf(tmp_path), folder, _run("warmup.share=0.5", "train.steps=5"))
+    training = _training(tmp_path, machines, Shelf(tmp_path), folder, small_run("warmup.share=0.5", "train.steps=5"))
     closed_book, searched = training.practice()
     assert {e.retrievals for e in closed_book} == {0}
     assert {e.retrievals for e in searched} == {1}
