@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from smartrag.compose import CONF, ROOT, as_yaml, change, load, load_beside
-from smartrag.config import Bench
+from smartrag.compose import CONF, ROOT, alone, as_yaml, change, load, load_beside
+from smartrag.config import Bench, Export
 from smartrag.evaluation import compare
 from smartrag.experiments import ablation, sweep
 from smartrag.reference import page
@@ -50,6 +50,8 @@ def composes(script: str, words: Sequence[str], tmp_path: Path, monkeypatch: pyt
             ablation.load(words)
         case "sweep.py":
             sweep.load(words)
+        case "export.py":
+            alone(Export, "export.yaml", words)
         case "bench.py":
             load_beside(Bench, "bench.yaml", words)
         case "index.py":
