@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import Checkpoints
-from cluster.driver import REFUSALS, drive, refused, show_log
+from cluster.driver import drive
 from cluster.home import find
+from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import BadInput, System, inputs
 from smartrag.choices import Role
 from smartrag.compose import as_yaml, from_yaml

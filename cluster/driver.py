@@ -14,16 +14,12 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
-from cluster.placement import DoesNotFit
-from cluster.system import BadInput
+from cluster.refusal import REFUSALS, refused, show_log
 from smartrag.config import Run
-from smartrag.exits import BAD_INPUT, DOES_NOT_FIT, NO_JUDGE, NOTHING_TO_RESUME, STOPPED
-from smartrag.judge import JudgeUnavailable
+from smartrag.exits import STOPPED
 from smartrag.report import terminal
 
 logger = logging.getLogger("smartrag")
-
-REFUSALS = (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable)
 
 
 def drive(run: Run, *, warmup_only: bool = False) -> int:
@@ -47,20 +43,6 @@ def drive(run: Run, *, warmup_only: bool = False) -> int:
         if algorithm is not None:
             algorithm.stop()
     return 0
-
-
-def show_log() -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logger.setLevel(logging.INFO)
-    for chatty in ("ray.rllib", "ray.tune"):  # advice on settings that are not ours
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-
-
-def refused(error: Exception) -> int:
-    """Says what a run was refused for; returns the exit code."""
-    print(error, file=sys.stderr)
-    codes = {BadInput: BAD_INPUT, DoesNotFit: DOES_NOT_FIT, JudgeUnavailable: NO_JUDGE}
-    return codes.get(type(error), NOTHING_TO_RESUME)
 
 
 def _loop(algorithm: SmartRAGPPO) -> bool:

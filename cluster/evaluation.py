@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cluster.driver import show_log
+from cluster.refusal import show_log
 from cluster.system import Inputs, System
 from cluster.trained import Trained, serve
 from smartrag.config import Evaluation

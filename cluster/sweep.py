@@ -26,9 +26,9 @@ from ray.tune import Callback
 from tqdm import tqdm
 
 from cluster.algorithm import SmartRAGPPO
-from cluster.driver import REFUSALS, refused, show_log
 from cluster.home import find
 from cluster.placement import reserve
+from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import BadInput, connect, inputs
 from smartrag.config import Run
 from smartrag.experiments import frontier

@@ -1,16 +1,15 @@
 """Trained policies at work: those who ask them (`ask`, `evaluate`) go through the same episodes as training."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.checkpoint import Checkpoints
 from cluster.placement import DoesNotFit
+from cluster.refusal import refused
 from cluster.system import BadInput, Inputs, System, inputs
 from smartrag.compose import ConfigError, change, load
 from smartrag.config import Run
-from smartrag.exits import BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, USAGE_ERROR
 from smartrag.log import run_and_checkpoint
 
 
@@ -38,14 +37,12 @@ def find(path: str, overrides: Sequence[str]) -> Trained:
 
 def serve(path: str, overrides: Sequence[str], use: Callable[[Trained, Inputs, System], None]) -> int:
     """Starts engines and retrieval with what `find` finds, hands them to `use`, stops them. Returns the exit code."""
-    codes = {ConfigError: USAGE_ERROR, FileNotFoundError: NOTHING_TO_RESUME, BadInput: BAD_INPUT}
     try:
         trained = find(path, overrides)
         found = inputs(trained.run, model=trained.weights)
         system = System(trained.run, found, learn=False).start()
     except (ConfigError, FileNotFoundError, BadInput, DoesNotFit) as error:
-        print(error, file=sys.stderr)
-        return codes.get(type(error), DOES_NOT_FIT)
+        return refused(error)
     try:
         use(trained, found, system)
     finally:

@@ -19,15 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import ConfigError
-    from smartrag.exits import USAGE_ERROR
+    from smartrag.compose import understood
     from smartrag.experiments.ablation import load
 
-    try:
-        settings, run = load(arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
+    settings, run = understood(load, arguments)
     from cluster.ablation import ablate  # Ray and RLlib take seconds to import: not before the command line is right
 
     return ablate(settings, run)

@@ -18,15 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import ConfigError, load_beside
+    from smartrag.compose import load_beside, understood
     from smartrag.config import Bench
-    from smartrag.exits import USAGE_ERROR
 
-    try:
-        settings, run, _ = load_beside(Bench, "bench.yaml", arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
+    settings, run, _ = understood(lambda given: load_beside(Bench, "bench.yaml", given), arguments)
     from cluster.bench.parts import bench  # Ray and torch take seconds to import: not before the command line is right
 
     return bench(settings, run)

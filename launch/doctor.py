@@ -14,14 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import ConfigError, load
-    from smartrag.exits import USAGE_ERROR
+    from smartrag.compose import load, understood
 
-    try:
-        run = load(arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
+    run = understood(load, arguments)
     from cluster.doctor import doctor  # Ray takes seconds to import: not before the command line is right
 
     return doctor(run)

@@ -21,15 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import ConfigError
+    from smartrag.compose import understood
     from smartrag.evaluation.compare import settings
-    from smartrag.exits import USAGE_ERROR
 
-    try:
-        chosen, overrides = settings(arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
+    chosen, overrides = understood(settings, arguments)
     from cluster.evaluation import evaluate
 
     return evaluate(chosen, overrides)

@@ -16,15 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import ConfigError, alone
+    from smartrag.compose import alone, understood
     from smartrag.config import Export
-    from smartrag.exits import USAGE_ERROR
 
-    try:
-        settings = alone(Export, "export.yaml", arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
+    settings = understood(lambda given: alone(Export, "export.yaml", given), arguments)
     from cluster.export import export  # Ray and torch take seconds to import: not before the command line is right
 
     return export(settings)

@@ -168,12 +168,16 @@ def main(action: Callable[[Run], None]) -> None:
         app = hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
         app(lambda config: action(_checked(to_run(config))))()
         return
+    action(understood(load, arguments))
+
+
+def understood(load: Callable[[Sequence[str]], _T], arguments: Sequence[str]) -> _T:
+    """What `load` makes of a script's command line; where it raises ConfigError the process ends with USAGE_ERROR."""
     try:
-        run = load(arguments)
+        return load(arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(USAGE_ERROR)
-    action(run)
 
 
 def _over_null(overrides: Sequence[str]) -> list[str]:

@@ -7,12 +7,12 @@ that, without DeepSpeed, Ray, metrics or advantages.
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from cluster.learner import LearnerGroup
 from smartrag import batch, loss, packing
@@ -143,7 +143,7 @@ def flops(run: Run, path: Path, tokens: float, chosen: float) -> float:
     lengths, are left out."""
     config = AutoConfig.from_pretrained(path)
     with torch.device("meta"):
-        trunk = load_shape(config)
+        trunk = AutoModel.from_config(config)
     body = sum(p.numel() for p in trunk.parameters() if p.dim() == 2)  # norms and biases are no matrix products
     body -= config.vocab_size * config.hidden_size  # the embedding is looked up
     head = config.vocab_size * config.hidden_size
@@ -152,12 +152,6 @@ def flops(run: Run, path: Path, tokens: float, chosen: float) -> float:
     trunks = (2 if shared else 3) + 3 * epochs * (1 if shared else 2)
     heads = 2 + 3 * epochs
     return 2 * body * tokens * trunks + 2 * head * chosen * heads
-
-
-def load_shape(config: AutoConfig) -> nn.Module:
-    from transformers import AutoModel
-
-    return AutoModel.from_config(config)
 
 
 def peak() -> float:
@@ -186,12 +180,12 @@ def scoring_memory(run: Run, path: Path) -> dict[str, Figure]:
         logp = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
         return logp[mask[:, 1:]].sum()
 
-    def highest(of: object) -> float:
+    def highest(of: Callable[[], Tensor]) -> float:
         policy.zero_grad()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        of().backward()  # type: ignore[operator]
+        of().backward()
         return float(torch.cuda.max_memory_allocated() - before)
 
     highest(ours)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.bench import learner
-from cluster.driver import REFUSALS, refused, show_log
+from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import connect
 from smartrag.choices import Part
 from smartrag.compose import as_yaml
