@@ -1,10 +1,8 @@
 """The pool of rollout workers: every episode to one of them, exactly once, whatever happens to them."""
 
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.dispatch import Dispatch, Flight, RolloutFailed
 from cluster.weights import gather
 from cluster.worker import RolloutWorker, StaleWorker
 from smartrag.config import Cluster
@@ -24,20 +23,6 @@ PROBE_WAIT_S = 2.0  # for a lost worker to answer; the others' episodes are not 
 SILENCE_S = 10.0  # a worker that let an episode time out and does not answer for so long is restarted
 CLOSE_S = 15.0  # for engines to end by themselves
 HEADROOM = 16  # calls a worker takes beside its episodes: pings, weight pushes, episodes given up on
-
-
-class RolloutFailed(RuntimeError):
-    """The machines could not bring an episode to its end."""
-
-
-@dataclass(slots=True)
-class _Flight:
-    """One call of one episode."""
-
-    request: EpisodeRequest
-    worker: int
-    deadline: float  # time.monotonic()
-    late: bool = False  # beyond its deadline: run again elsewhere, but the first to come back wins
 
 
 class RolloutPool:
@@ -86,36 +71,29 @@ class RolloutPool:
     def __call__(self, requests: Sequence[EpisodeRequest]) -> Iterator[Episode]:
         """Every episode exactly once, as they finish.
 
-        Raises RolloutFailed when one failed `cluster.episode_attempts` times or no worker comes back; what else a
-        worker raises is a bug and comes through as it is.
+        Raises RolloutFailed when one failed `cluster.episode_attempts` times or no worker comes back, PoisonQuestion
+        when one cost `cluster.episode_losses` workers; what else a worker raises is a bug and comes through as it is.
         """
-        wanted = {request.id for request in requests}
-        if len(wanted) != len(requests):
-            raise ValueError(
-                f"{len(requests)} episodes have only {len(wanted)} different ids; every slot needs its own"
-            )
-        waiting = deque(requests)
-        flights: dict[ray.ObjectRef, _Flight] = {}
-        failures: Counter[str] = Counter()
+        cluster = self._cluster
+        dispatch = Dispatch(
+            requests,
+            concurrency=cluster.engine.concurrency,
+            attempts=cluster.episode_attempts,
+            losses=cluster.episode_losses,
+            patience_s=cluster.call_timeout_s,
+        )
+        flights: dict[ray.ObjectRef, Flight] = {}
         try:
-            while wanted:
+            while not dispatch.done:
                 self._restore()
-                self._submit(waiting, flights)
+                handles, now = self._manager.actors(), time.monotonic()
+                for flight in dispatch.departures(self._manager.healthy_actor_ids(), now):
+                    call = handles[flight.worker].run_episode.remote(flight.request, self._trusted[flight.worker])
+                    flights[call] = flight
                 for ref in _landed(flights):
-                    flight = flights.pop(ref)
-                    result = self._result(ref, flight)
-                    if flight.request.id not in wanted:
-                        continue  # its double was faster
-                    if isinstance(result, Episode):
-                        wanted.remove(flight.request.id)
-                        yield result
-                    elif not flight.late:
-                        self._again(flight.request, result, waiting, failures)
-                for flight in self._overdue(flights):
-                    problem = TimeoutError(
-                        f"no answer from worker {flight.worker} in {self._cluster.call_timeout_s:g} s"
-                    )
-                    self._again(flight.request, problem, waiting, failures)
+                    if (episode := self._result(ref, flights.pop(ref), dispatch)) is not None:
+                        yield episode
+                self._look_after({flight.worker for flight in dispatch.overdue(time.monotonic())})
         finally:
             for ref in flights:
                 ray.cancel(ref)
@@ -147,61 +125,33 @@ class RolloutPool:
             ray.kill(handle)
         self._manager.clear()
 
-    def _submit(self, waiting: deque[EpisodeRequest], flights: dict[ray.ObjectRef, _Flight]) -> None:
-        load = Counter(flight.worker for flight in flights.values() if not flight.late)
-        healthy = self._manager.healthy_actor_ids()
-        handles = self._manager.actors()
-        while waiting and healthy:
-            worker = min(healthy, key=lambda w: load[w])
-            if load[worker] >= self._cluster.engine.concurrency:
-                return
-            load[worker] += 1
-            request = waiting.popleft()
-            ref = handles[worker].run_episode.remote(request, self._trusted[worker])
-            flights[ref] = _Flight(request, worker, time.monotonic() + self._cluster.call_timeout_s)
-
-    def _result(self, ref: ray.ObjectRef, flight: _Flight) -> Episode | Exception:
-        """The episode, or why the infrastructure did not bring it."""
+    def _result(self, ref: ray.ObjectRef, flight: Flight, dispatch: Dispatch) -> Episode | None:
+        """The episode, if this flight is the first to bring it."""
         try:
             episode = ray.get(ref)
         except EpisodeFailed as error:
-            return error
-        except StaleWorker as error:
+            dispatch.failed(flight, error.cause if isinstance(error, RayTaskError) else error)
+        except StaleWorker:
             self.lost(flight.worker)
-            return error
+            dispatch.refused(flight)
         except RayTaskError:
             raise
         except RayError as error:  # the worker, or its node, is gone
             self.lost(flight.worker)
-            return error
-        self._suspects.pop(flight.worker, None)
-        return episode
+            dispatch.lost(flight, error)
+        else:
+            self._suspects.pop(flight.worker, None)
+            return episode if dispatch.landed(flight) else None
+        return None
 
-    def _again(
-        self, request: EpisodeRequest, problem: Exception, waiting: deque[EpisodeRequest], failures: Counter[str]
-    ) -> None:
-        failures[request.id] += not isinstance(problem, StaleWorker)  # that one was never begun
-        if failures[request.id] >= self._cluster.episode_attempts:
-            cause = problem.cause if isinstance(problem, RayTaskError) else problem
-            raise RolloutFailed(
-                f"episode {request.id} ({request.question.id}) failed {failures[request.id]} times, the limit of "
-                f"cluster.episode_attempts; the last time: {type(cause).__name__}: {cause}"
-            ) from problem
-        waiting.append(request)
-
-    def _overdue(self, flights: Mapping[ray.ObjectRef, _Flight]) -> list[_Flight]:
-        """Flights that have just become late. Their workers are looked after; the second time they are restarted."""
-        now = time.monotonic()
-        found = [flight for flight in flights.values() if not flight.late and now > flight.deadline]
-        for flight in found:
-            flight.late = True
-        for worker in {flight.worker for flight in found}:
+    def _look_after(self, late: Iterable[int]) -> None:
+        """Workers one of whose episodes has just become late are to be asked; the second time they are restarted."""
+        for worker in late:
             self._manager.set_actor_state(worker, False)
             if worker in self._suspects:
                 self._restart(worker)
             else:
-                self._suspects[worker] = now
-        return found
+                self._suspects[worker] = time.monotonic()
 
     def _restore(self) -> None:
         """Workers that were lost and answer again get the current weights, then episodes.
@@ -258,7 +208,7 @@ class RolloutPool:
         self._trusted = dict(zip(handles, names, strict=True))
 
 
-def _landed(flights: Mapping[ray.ObjectRef, _Flight]) -> list[ray.ObjectRef]:
+def _landed(flights: Mapping[ray.ObjectRef, Flight]) -> list[ray.ObjectRef]:
     """Calls that have ended; waits a moment for the first."""
     if not flights:
         time.sleep(TICK_S)

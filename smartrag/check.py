@@ -77,6 +77,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("cluster.placement_timeout_s", 1.0, 86400.0),
     ("cluster.call_timeout_s", 1.0, 86400.0),
     ("cluster.episode_attempts", 1, 100),
+    ("cluster.episode_losses", 3, 100),  # the third is the first it can be blamed for alone
     ("warmup.steps", 0, 1 << 31),
     ("warmup.batch", 1, 1 << 20),
     ("warmup.learning_rate", 0.0, 1.0),

@@ -190,7 +190,8 @@ class Cluster:
     canary_tolerance: float  # largest log-prob gap of the canary prompt after a push, nats
     placement_timeout_s: float  # longest wait for room in the cluster, and for the parts to start there
     call_timeout_s: float  # longest wait for one answer of an actor
-    episode_attempts: int  # runs of one episode before an infrastructure failure ends the run
+    episode_attempts: int  # failures of one episode by itself (a retrieval, a generation given up) that end the run
+    episode_losses: int  # workers lost or silent under one episode before its question is taken for the cause
     colocated: bool  # learner and engine share GPUs; the engine sleeps while the learner works
 
 

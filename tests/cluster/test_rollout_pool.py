@@ -14,7 +14,8 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from cluster.rollout import RolloutFailed, RolloutPool, RolloutWorker
+from cluster.dispatch import PoisonQuestion, RolloutFailed
+from cluster.rollout import RolloutPool, RolloutWorker
 from smartrag.choices import Role
 from smartrag.compose import load
 from smartrag.config import Cluster
@@ -47,7 +48,7 @@ class PlannedWorker(RolloutWorker):
         part, seen = request.question.text, self.folder / request.id
         first = not seen.exists()
         seen.open("a").write("x")
-        if part == "kill" and first:
+        if part == "poison" or (part == "kill" and first):
             await asyncio.sleep(0.2)
             os._exit(1)
         if part == "hang" and first:
@@ -81,7 +82,8 @@ def requests(*parts: str) -> list[EpisodeRequest]:
 def cluster(**changes: Any) -> Cluster:
     made = load([]).cluster
     engine = dataclasses.replace(made.engine, workers=2, cpus=0.1, concurrency=4)
-    base = {"engine": engine, "call_timeout_s": 60.0, "placement_timeout_s": 60.0, "episode_attempts": 3}
+    limits = {"call_timeout_s": 60.0, "placement_timeout_s": 60.0, "episode_attempts": 3, "episode_losses": 3}
+    base = {"engine": engine, **limits}
     return dataclasses.replace(made, **(base | changes))
 
 
@@ -138,6 +140,15 @@ def test_attempts_exhausted_is_an_error_that_names_the_episode(shared: tuple[Rol
         list(rollout(wanted))
     assert (folder / wanted[2].id).read_text() == "xxx"
     assert len(list(rollout(requests("plain")))) == 1  # the pool outlives it
+
+
+def test_a_question_that_ends_every_worker_is_named(shared: tuple[RolloutPool, Path]) -> None:
+    rollout, folder = shared
+    wanted = requests("plain", "poison", "plain")
+    with pytest.raises(PoisonQuestion, match=r"0001poison.* \(q1\) cost 3 workers") as caught:
+        list(rollout(wanted))
+    assert caught.value.question == "q1"
+    assert (folder / wanted[1].id).read_text() == "xxx"
 
 
 def test_a_bug_is_not_tried_again(shared: tuple[RolloutPool, Path]) -> None:
