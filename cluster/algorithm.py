@@ -6,6 +6,7 @@ environment runners, modules, learners and checkpoints do not fit language model
 
 import asyncio
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune import PlacementGroupFactory
 
 from cluster.checkpoint import Checkpoints
+from cluster.learner import LearnerLost
 from cluster.placement import bundles
 from cluster.system import BadInput, System, inputs
 from smartrag import warmup
@@ -28,6 +30,8 @@ from smartrag.report import page, plot
 from smartrag.teacher import lessons
 from smartrag.train import Training
 from smartrag.types import Retrieve, Trajectory
+
+logger = logging.getLogger("smartrag")
 
 
 class SmartRAGConfig(AlgorithmConfig):
@@ -51,6 +55,8 @@ class SmartRAGPPO(Algorithm):
     training: Training
     folder: RunFolder
     _system: System | None = None
+    _furthest = -1  # most steps that were done when the learner was lost
+    _restarts = 0  # of the learner since then
 
     @classmethod
     def get_default_config(cls) -> AlgorithmConfig:
@@ -116,12 +122,28 @@ class SmartRAGPPO(Algorithm):
     def step(self) -> dict[str, Any]:
         """One PPO step; when none is left, the run's end: evaluation after PPO, summary.json, pictures, `done`."""
         if not self.training.done:
-            return self.training.step()
+            return self._train()
         summary = self.training.finish() | {"seconds": dict(self.training.seconds), "versions": versions()}
         self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         plot.curves(self.folder.rows(), summary, self.folder.folder / "curves.png")
         page.write(self.folder.folder)
         return {"done": True}
+
+    def _train(self) -> dict[str, Any]:
+        """One PPO step. Where the learner is lost in it, the first step that its newest checkpoint lacks."""
+        try:
+            return self.training.step()
+        except LearnerLost as error:
+            done, limit = self.training.steps_done, self.training.run.cluster.learner_restarts
+            self._restarts = 1 if done > self._furthest else self._restarts + 1
+            self._furthest = max(done, self._furthest)
+            if self._restarts > limit:
+                raise
+            logger.warning("%s; a new one goes on from the newest checkpoint (%d of %d)", error, self._restarts, limit)
+        assert self._system is not None
+        self._system.restart_learner()
+        self.training.resume()
+        return self._train()
 
     def cleanup(self) -> None:
         self.folder.close()

@@ -4,30 +4,22 @@
        ^           |
        +-- failed, refused, lost, overdue
 
-An episode that fails by itself (a retrieval, a generation given up) has a budget of its own; so has one whose worker is
-lost or silent, because what ends workers may be its question. After `COMPANY` such losses it flies alone, and if it uses
-up that budget it is named: nobody else was there.
+What fails by itself (a retrieval, a generation given up) has one budget, and an episode whose worker is lost or silent
+another, because what ends workers may be its question. After `COMPANY` such losses it flies alone, and if it uses that
+budget up it is named: nobody else was there.
 """
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from smartrag.types import EpisodeRequest
+from smartrag.types import EpisodeRequest, PoisonQuestion
 
 COMPANY = 2  # losses of an episode that others of the worker may have caused
 
 
 class RolloutFailed(RuntimeError):
     """The machines could not bring an episode to its end."""
-
-
-class PoisonQuestion(RolloutFailed):
-    """Workers end, or fall silent, whenever they come to this question."""
-
-    def __init__(self, message: str, question: str = ""):
-        super().__init__(message)
-        self.question = question  # its id
 
 
 @dataclass(slots=True, eq=False)
@@ -44,8 +36,8 @@ class Flight:
 class Dispatch:
     """Every one of `requests` lands once.
 
-    `concurrency`: flights of one worker. `attempts`: how often an episode may fail by itself; `losses`: how many workers
-    may be lost or silent under it. `patience_s`: of a flight. Times are those of one monotonic clock.
+    `concurrency`: flights of one worker. `patience_s`: of a flight. All ends with an episode that fails by itself
+    `attempts` times or costs `losses` workers. Times are those of one monotonic clock.
 
     Raises ValueError when two requests have one id.
     """
@@ -150,8 +142,8 @@ class Dispatch:
         if self._lost[name] >= self._losses:
             raise PoisonQuestion(
                 f"episode {_name(flight)} cost {self._losses} workers, the limit of cluster.episode_losses, "
-                f"{self._losses - COMPANY} of them while nothing else ran there; the last time: {_spelled(why)}. Look at "
-                "that question, or at the workers' logs if you think it innocent",
+                f"{self._losses - COMPANY} of them while nothing else ran there; the last time: {_spelled(why)}. Look "
+                "at that question, or at the workers' logs if you think it innocent",
                 flight.request.question.id,
             )
 

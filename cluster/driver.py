@@ -62,7 +62,7 @@ def _loop(algorithm: SmartRAGPPO) -> bool:
                 f"reward {row['reward']:.2f}, EM {row['em']:.2f}, retrievals {row['retrievals_per_question']:.2f}, "
                 f"{row['generated_tokens'] / row['seconds_rollout']:.0f} tokens/s, canary {row['push/canary_gap']:.0e}"
             )
-            bar.update()
+            bar.update(training.steps_done - bar.n)  # backwards where a learner was lost
             if told_to_stop.is_set():
                 training.save()
                 return False

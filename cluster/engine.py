@@ -46,8 +46,8 @@ def engine_args(model: Model, cluster: Cluster, path: str, engines: int = 1) -> 
     if engine.tensor_parallel > 1:
         args["distributed_executor_backend"] = "mp"  # in a placement group vLLM would take Ray and refuse the bundle
     elif cluster.weights is WeightBackend.gloo:
-        # By its short name vLLM turns this into `mp` on a CPU, so that its worker gets an OpenMP environment of its own.
-        # `engine_env` sets that; a second process would only take its time to start and 750 MB.
+        # By its short name vLLM would make `mp` of this on a CPU, for an OpenMP environment of the worker's own. But
+        # `engine_env` sets that, and one more process would only take its time to start and 750 MB.
         args["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     if engine.kv_cache_gib is not None:
         args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)

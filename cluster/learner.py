@@ -20,7 +20,7 @@ from smartrag.update import update_seed
 
 
 class LearnerLost(RuntimeError):
-    """A learner rank died or fell silent. All ranks have been ended; go on from a checkpoint with a new group."""
+    """A rank died, fell silent or went astray. All ranks have been ended; go on from a checkpoint with a new group."""
 
 
 class LearnerGroup:
@@ -56,13 +56,20 @@ class LearnerGroup:
 
     def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float]:
         """One PPO update; metrics are over all ranks. Minibatches do not depend on the number of ranks, and a rank may
-        get nothing of some. There are fewer of them when there are fewer trajectories than that."""
+        get nothing of some. There are fewer of them when there are fewer trajectories than that.
+
+        Every `learner.check_every` steps raises LearnerLost when the ranks do not hold the same parameters afterwards.
+        """
         if not trajectories:
             raise ValueError("no trajectories to learn from")
         count = min(self.run.algorithm.minibatches, len(trajectories))
         parts = batch.minibatches(trajectories, count, update_seed(self.run.seed, step))
         dealt = [batch.shards(part, len(self.ranks)) for part in parts]
-        return self._each("update", [([part[rank] for part in dealt], step) for rank in range(len(self.ranks))])[0]
+        shares = [([part[rank] for part in dealt], step) for rank in range(len(self.ranks))]
+        metrics = self._each("update", shares)[0]
+        if (every := self.run.learner.check_every) and (step + 1) % every == 0:
+            self._compare(step)
+        return metrics
 
     def save(self, folder: str) -> None:
         self._all("save", folder)
@@ -78,6 +85,20 @@ class LearnerGroup:
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         return self._all("prompt_logprobs", list(token_ids))[0]
+
+    def check(self) -> None:
+        """Raises LearnerLost when a rank does not answer."""
+        self._wait("presence", [rank.__ray_ready__.remote() for rank in self.ranks], self.run.cluster.call_timeout_s)
+
+    def _compare(self, step: int) -> None:
+        hashes = self._all("trained_hash")
+        if len(set(hashes)) > 1:
+            self.close()
+            told = ", ".join(f"rank {rank}: {found[:12]}" for rank, found in enumerate(hashes))
+            raise LearnerLost(
+                f"after step {step + 1} the learner's ranks hold different parameters ({told}); a device or its memory "
+                "is at fault, if it happens again"
+            )
 
     def close(self) -> None:
         for actor in self.ranks:

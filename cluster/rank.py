@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +217,19 @@ class LearnerRank:
 
     def param_hash(self) -> str:
         """sha256 over the policy's parameters: equal on all ranks, and before and after a resume."""
-        digest = hashlib.sha256()
-        for name, tensor in self._weights():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return _sha256(self._weights())
+
+    def trained_hash(self) -> str:
+        """sha256 over the parameters of everything that is trained, the critic's too."""
+        return _sha256(chain.from_iterable(zero.named_tensors(engine.module) for engine in self._engines.values()))
+
+
+def _sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in weights:
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

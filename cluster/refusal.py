@@ -1,17 +1,41 @@
-"""What people see on the terminal of whatever starts machines: its log, and what it was refused for."""
+"""What people see on the terminal of whatever starts machines: its log, and what it was refused or given up for."""
 
 import logging
 import sys
 
+from cluster.dispatch import RolloutFailed
+from cluster.learner import LearnerLost
 from cluster.placement import DoesNotFit
+from cluster.retrieval import RetrievalUnavailable
 from cluster.system import BadInput
+from cluster.weights import CanaryFailed, PushFailed
 from smartrag.compose import ConfigError
-from smartrag.exits import BAD_INPUT, DOES_NOT_FIT, NO_JUDGE, NOTHING_TO_RESUME, USAGE_ERROR
+from smartrag.exits import (
+    BAD_INPUT,
+    DIVERGED,
+    DOES_NOT_FIT,
+    MACHINES_FAILED,
+    NO_JUDGE,
+    NOTHING_TO_RESUME,
+    USAGE_ERROR,
+)
 from smartrag.judge import JudgeUnavailable
+from smartrag.train import Diverged
+from smartrag.types import PoisonQuestion
 
 logger = logging.getLogger("smartrag")
 
-REFUSALS = (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable)
+_CODES: dict[type[Exception], int] = {
+    ConfigError: USAGE_ERROR,
+    BadInput: BAD_INPUT,
+    PoisonQuestion: BAD_INPUT,
+    DoesNotFit: DOES_NOT_FIT,
+    FileNotFoundError: NOTHING_TO_RESUME,
+    JudgeUnavailable: NO_JUDGE,
+    Diverged: DIVERGED,
+    **dict.fromkeys((LearnerLost, RolloutFailed, RetrievalUnavailable, PushFailed, CanaryFailed), MACHINES_FAILED),
+}
+REFUSALS = tuple(_CODES)
 
 
 def show_log() -> None:
@@ -22,12 +46,6 @@ def show_log() -> None:
 
 
 def refused(error: Exception) -> int:
-    """Says what a run was refused for; returns the exit code."""
+    """Says what a run was refused or given up for; returns the exit code."""
     print(error, file=sys.stderr)
-    codes = {
-        ConfigError: USAGE_ERROR,
-        BadInput: BAD_INPUT,
-        DoesNotFit: DOES_NOT_FIT,
-        JudgeUnavailable: NO_JUDGE,
-    }
-    return codes.get(type(error), NOTHING_TO_RESUME)
+    return next(code for kind, code in _CODES.items() if isinstance(error, kind))

@@ -31,6 +31,7 @@ from cluster.placement import reserve
 from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import BadInput, connect, inputs
 from smartrag.config import Run
+from smartrag.exits import TRIAL_FAILED
 from smartrag.experiments import frontier
 from smartrag.experiments.frontier import Outcome
 from smartrag.experiments.sweep import Plan, Trial
@@ -38,7 +39,7 @@ from smartrag.log import RunFolder, write_whole
 
 logger = logging.getLogger("smartrag")
 
-FAILED, INTERRUPTED = 7, 130
+INTERRUPTED = 130
 
 
 class WarmUp(SmartRAGPPO):
@@ -73,7 +74,7 @@ def sweep(plan: Plan) -> int:
     if missing:
         logger.error("%d trials are not done; the same command with resume=%s goes on", missing, home)
     logger.info("all of it is in %s", home)
-    return FAILED if failed else INTERRUPTED if missing else 0
+    return TRIAL_FAILED if failed else INTERRUPTED if missing else 0
 
 
 def _home(plan: Plan) -> Path:

@@ -22,7 +22,7 @@ from cluster.manifest import check_recipe, verify
 from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
-from cluster.weights import WeightPush
+from cluster.weights import PushFailed, WeightPush
 from smartrag.chat import api_key
 from smartrag.choices import Role
 from smartrag.config import Run
@@ -138,7 +138,7 @@ class System:
         """Everybody at once; returns when all are ready. Whatever fails half-way takes down what stands."""
         connect(self.run)
         try:
-            seats = reserve(self.run, learn=self._learn)
+            self._seats = seats = reserve(self.run, learn=self._learn)
             self._stack.callback(seats.release)
             with ThreadPoolExecutor() as together:
                 serving = together.submit(self._start_serving, seats)
@@ -146,8 +146,7 @@ class System:
                 for started in (serving, learning):
                     started.result()
             if self._learn:
-                canary = self._found.prompt.question(_CANARY, self.run.algorithm.quota)
-                self._push = WeightPush(self.rollout, self.learner.ranks, self.run.cluster, canary)
+                self._ready_to_push()
                 self.rollout.on_restored = lambda _: self.publish(self._version)
         except BaseException:
             self.close()
@@ -158,10 +157,26 @@ class System:
         """Implements `Publish`; also brings a restarted worker what the others hold.
 
         Once a step is often enough to look after hung replicas, which Ray cannot tell from busy ones.
+
+        Raises LearnerLost when that is why a push failed.
         """
         self.retrieval.restore()
         self._version = version
-        return self._push(version)
+        try:
+            return self._push(version)
+        except PushFailed:
+            self.learner.check()
+            raise
+
+    def restart_learner(self) -> None:
+        """A new group in the seats of the old one; it knows nothing until it has loaded a checkpoint."""
+        self.learner.close()
+        self._start_learning(self._seats)
+        self._ready_to_push()
+
+    def _ready_to_push(self) -> None:
+        canary = self._found.prompt.question(_CANARY, self.run.algorithm.quota)
+        self._push = WeightPush(self.rollout, self.learner.ranks, self.run.cluster, canary)
 
     def close(self) -> None:
         self._stack.close()

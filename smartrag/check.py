@@ -67,6 +67,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("learner.beta2", 0.5, 0.99999),
     ("learner.weight_decay", 0.0, 1.0),
     ("learner.max_grad_norm", 1e-6, 1e6),
+    ("learner.check_every", 0, 1 << 31),
     ("learner.micro_batch_tokens", 16, 1 << 24),
     ("cluster.engine.workers", 1, 4096),
     ("cluster.engine.threads", 1, 256),
@@ -76,6 +77,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("cluster.canary_tolerance", 0.0, 10.0),
     ("cluster.placement_timeout_s", 1.0, 86400.0),
     ("cluster.call_timeout_s", 1.0, 86400.0),
+    ("cluster.learner_restarts", 0, 100),
     ("cluster.episode_attempts", 1, 100),
     ("cluster.episode_losses", 3, 100),  # the third is the first it can be blamed for alone
     ("warmup.steps", 0, 1 << 31),
@@ -93,6 +95,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup.endpoint.max_void_share", 0.0, 1.0),
     ("warmup.share", 1e-6, 1 - 1e-6),
     ("train.steps", 0, 1 << 31),
+    ("train.set_aside", 0, 1 << 20),
     ("train.episodes", 1, 1 << 20),
     ("train.evaluate_every", 0, 1 << 31),
     ("train.save_every", 1, 1 << 31),

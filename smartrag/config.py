@@ -163,6 +163,7 @@ class LearnerGroup:
     beta2: float  # AdamW's memory of squared gradients; lower forgets the large early ones sooner
     weight_decay: float  # of AdamW
     max_grad_norm: float  # gradients of a larger norm are scaled down to it
+    check_every: int  # PPO steps between two comparisons of all ranks' parameters; 0: never
     micro_batch_tokens: int  # padded tokens of one forward pass of one rank
     deepspeed: dict[str, Any]  # merged over what the fields above make, for what has no field
 
@@ -191,6 +192,7 @@ class Cluster:
     placement_timeout_s: float  # longest wait for room in the cluster, and for the parts to start there
     call_timeout_s: float  # longest wait for one answer of an actor
     episode_attempts: int  # failures of one episode by itself (a retrieval, a generation given up) that end the run
+    learner_restarts: int  # of a learner that was lost, from its newest checkpoint, without a step more in between
     episode_losses: int  # workers lost or silent under one episode before its question is taken for the cause
     colocated: bool  # learner and engine share GPUs; the engine sleeps while the learner works
 
@@ -214,6 +216,7 @@ class Warmup:
 @dataclass(kw_only=True, slots=True)
 class Loop:
     steps: int  # PPO steps
+    set_aside: int  # questions left out, at most, because workers end on them; one more ends the run
     episodes: int  # of one step
     quotas: list[int]  # drawn from for each question of a step; empty: always algorithm.quota
     ks: list[int]  # likewise the passages a query brings; empty: always retriever.k

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +25,16 @@ from smartrag.exam import Exam
 from smartrag.feedback import Feedback
 from smartrag.log import RunFolder
 from smartrag.plan import pools, step_requests
-from smartrag.types import Episode, EpisodeRequest, Gate, Learner, Publish, Rollout, Store, Trajectory
+from smartrag.types import Episode, EpisodeRequest, Gate, Learner, PoisonQuestion, Publish, Rollout, Store, Trajectory
 from smartrag.warmup import batches
 
 logger = logging.getLogger("smartrag")
+
+SKIPPED = 3  # PPO steps in a row none of whose optimiser steps was finite
+
+
+class Diverged(RuntimeError):
+    """Gradients are no numbers any more. The parameters are those of the last finite step."""
 
 
 class Training:
@@ -47,12 +53,14 @@ class Training:
         self.run, self.folder = run, folder
         self.rollout, self.learner, self.publish, self.store = rollout, learner, publish, store
         self.exam, self.feedback = Exam(run, data, rollout, folder), Feedback(run)
-        self.warmup_questions, ppo_questions = share_out(data.train, run.warmup.share)
-        self.pools = pools(ppo_questions, run.data.mix)
+        self.warmup_questions, self.ppo_questions = share_out(data.train, run.warmup.share)
         self.ledger = ledger(
-            {"warmup": self.warmup_questions, "ppo": ppo_questions, "dev": data.dev, "test": data.test}
+            {"warmup": self.warmup_questions, "ppo": self.ppo_questions, "dev": data.dev, "test": data.test}
         )
+        self.set_aside: list[str] = []  # ids of questions that workers end on
+        self._pools = pools(self.ppo_questions, run.data.mix)
         self.steps_done = 0
+        self._skipped = 0  # PPO steps in a row that taught nothing because gradients were not finite
         self._saved = -1  # steps done at the newest checkpoint
         self.summary: dict[str, Any] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, over all lives of the run
@@ -102,17 +110,17 @@ class Training:
         self.steps_done, self.summary = state["steps_done"], state["summary"]
         self._saved = self.steps_done
         self.seconds |= state["seconds"]
+        self._leave_out(state["set_aside"])
         self.feedback.price = replace(self.feedback.price, **state["price"])
         self.folder.rewind(self.steps_done)
         self._push()
         logger.info("resumed from %s: %d of %d steps are done", folder, self.steps_done, self.run.train.steps)
 
     def step(self) -> dict[str, float]:
-        """One PPO step; returns its row of metrics.jsonl."""
+        """One PPO step; returns its row of metrics.jsonl. Raises Diverged, and what its counterparts raise."""
         number = self.steps_done
-        requests = self._plan(number)
         with self._timed("rollout") as rollout_s:
-            episodes = evaluate.run_all(self.rollout, requests)
+            requests, episodes = self._roll_out(number)
         with self._timed("feedback") as feedback_s:
             trajectories, told = self.feedback(episodes, number)
         self.rollout.rest()
@@ -135,6 +143,7 @@ class Training:
                 row |= self.exam.dev(self.steps_done)
         self.folder.metrics(row)
         self._show(episodes, trajectories)
+        self._check_finite(learned)
         if self.steps_done % self.run.train.save_every == 0 or self.done:
             self.save()
         return row
@@ -161,6 +170,7 @@ class Training:
             "steps_done": self.steps_done,
             "summary": self.summary,
             "seconds": dict(self.seconds),
+            "set_aside": self.set_aside,
             "price": {"multiplier": self.feedback.price.multiplier, "excess": self.feedback.price.excess},
         }
         with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
@@ -168,12 +178,40 @@ class Training:
             self.learner.export(str(folder / "policy"))
         self._saved = self.steps_done
 
+    def _roll_out(self, step: int) -> tuple[list[EpisodeRequest], list[Episode]]:
+        """The step's requests and their episodes. All are run again when a question has to be set aside."""
+        while True:
+            requests = self._plan(step)
+            try:
+                return requests, evaluate.run_all(self.rollout, requests)
+            except PoisonQuestion as error:
+                if len(self.set_aside) >= self.run.train.set_aside:
+                    raise
+                logger.warning("%s. It is set aside and the step is begun again", error)
+                self._leave_out([*self.set_aside, error.question])
+
+    def _leave_out(self, questions: list[str]) -> None:
+        """Sets these aside. Raises DataError where nothing is left to ask."""
+        self.set_aside = questions
+        self._pools = pools([q for q in self.ppo_questions if q.id not in questions], self.run.data.mix)
+
+    def _check_finite(self, learned: Mapping[str, float]) -> None:
+        """Raises Diverged. A step that is not finite leaves all parameters as they were; one or two may happen."""
+        nothing = "skipped_steps" in learned and learned["skipped_steps"] >= learned["optimiser_steps"]
+        self._skipped = self._skipped + 1 if nothing else 0
+        if self._skipped == SKIPPED:
+            raise Diverged(
+                f"no gradient was finite in {SKIPPED} PPO steps in a row, {self.steps_done - SKIPPED + 1} to "
+                f"{self.steps_done}; lower learner.learning_rate or learner.critic_learning_rate, see policy_loss and "
+                f"value_loss in {self.folder.folder / 'metrics.jsonl'} for which, and resume from a checkpoint before"
+            )
+
     def _plan(self, step: int) -> list[EpisodeRequest]:
         run = self.run
         return step_requests(
             run.seed,
             step,
-            self.pools,
+            self._pools,
             run.data.mix,
             episodes=run.train.episodes,
             samples=run.algorithm.samples,

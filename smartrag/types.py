@@ -218,7 +218,10 @@ class Retrieve(Protocol):
 
 
 class Rollout(Protocol):
-    """Runs episodes to their end, in any order, each exactly once. Raises when the infrastructure cannot."""
+    """Runs episodes to their end, in any order, each exactly once.
+
+    Raises PoisonQuestion where one question is to blame that it cannot, something else where the infrastructure is.
+    """
 
     def __call__(self, requests: Sequence[EpisodeRequest]) -> Iterator[Episode]: ...
 
@@ -259,6 +262,14 @@ class Store(Protocol):
 
     def load(self, path: "Path | None" = None) -> "tuple[Path, dict[str, Any]]":
         """Verified (folder, state) of a checkpoint; of the newest when `path` is None."""
+
+
+class PoisonQuestion(RuntimeError):
+    """Whatever runs an episode ends, or falls silent, when it comes to this question."""
+
+    def __init__(self, message: str, question: str = ""):
+        super().__init__(message)
+        self.question = question  # its id
 
 
 class EpisodeFailed(RuntimeError):

@@ -1,6 +1,7 @@
 """One run through every real component: Ray, vLLM, Lucene, DeepSpeed, Hydra, W&B, with the tiny policy.
 
-In its middle a rollout worker and a retrieval replica are killed; then the driver is, and another resumes.
+In its middle a rollout worker and a retrieval replica are killed, then a learner rank; then the driver is, and another
+resumes.
 """
 
 import json
@@ -72,7 +73,7 @@ def _kill_all(processes: list[psutil.Process]) -> None:
         process.kill()
 
 
-def test_a_run_survives_its_workers_and_its_driver(tmp_path: Path) -> None:
+def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path) -> None:
     log = tmp_path / "driver.log"
     driver = _start(tmp_path)
     try:
@@ -83,7 +84,10 @@ def test_a_run_survives_its_workers_and_its_driver(tmp_path: Path) -> None:
         assert len(actors["RetrievalReplica"]) == 1
         _kill_all(actors["RolloutWorker"])
         _kill_all(actors["RetrievalReplica"])
+        _until(lambda: len(_rows(tmp_path)) >= 2, driver, log)
+        actors["LearnerRank"][1].kill()
         _until(lambda: len(_rows(tmp_path)) >= 3, driver, log)
+        assert "a new one goes on from the newest checkpoint (1 of 3)" in log.read_text(errors="replace")
         kill(driver)
     finally:
         driver.kill()

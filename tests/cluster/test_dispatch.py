@@ -8,8 +8,8 @@ from itertools import count
 
 import pytest
 
-from cluster.dispatch import Dispatch, Flight, PoisonQuestion, RolloutFailed
-from smartrag.types import EpisodeRequest, Question
+from cluster.dispatch import Dispatch, Flight, RolloutFailed
+from smartrag.types import EpisodeRequest, PoisonQuestion, Question
 
 PATIENCE_S, LOSSES, ATTEMPTS = 10.0, 4, 3
 

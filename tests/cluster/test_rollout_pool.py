@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from cluster.dispatch import PoisonQuestion, RolloutFailed
+from cluster.dispatch import RolloutFailed
 from cluster.rollout import RolloutPool, RolloutWorker
 from smartrag.choices import Role
 from smartrag.compose import load
@@ -27,6 +27,7 @@ from smartrag.types import (
     Episode,
     EpisodeFailed,
     EpisodeRequest,
+    PoisonQuestion,
     Question,
     Stop,
     Turn,

@@ -47,7 +47,7 @@ def _times(folder: Path) -> dict[Path, int]:
 
 
 def test_a_sweep_survives_its_driver(tmp_path: Path) -> None:
-    """Killed in its trial, after the warm-up; a second driver does the rest, and a third finds nothing left to do."""
+    """Killed in its trial, after the warm-up; a second driver does the rest."""
     home = tmp_path / "quickstart" / "sweeps" / "latest"
     trial, warmup = (home / "seed0" / name / "latest" for name in ("reward.retrieval_-0.1", "warm-up"))
     driver = _start(tmp_path, *PRICES)
@@ -82,11 +82,6 @@ def test_a_sweep_survives_its_driver(tmp_path: Path) -> None:
     assert told["warmup"] == {"0": policy}
     assert (home / "frontier.png").stat().st_size > 10_000
     assert "after training, by reward.retrieval" in said
-
-    done = _times(warmup) | _times(trial)
-    code, said = _end(_start(tmp_path, *PRICES, "resume=latest"), tmp_path)
-    assert code == 0, said[-4000:]
-    assert _times(warmup) | _times(trial) == done
 
 
 def test_a_trial_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from smartrag.data.load import Dataset
 from smartrag.data.rows import DataError
 from smartrag.episode import run_episode
 from smartrag.log import RunFolder
-from smartrag.train import Training
-from smartrag.types import Episode, EpisodeRequest, Gate, Question, Trajectory
+from smartrag.train import Diverged, Training
+from smartrag.types import Episode, EpisodeRequest, Gate, PoisonQuestion, Question, Trajectory
 from tests import toys
 
 TRAIN = tuple(Question(f"q{i}", f"Which country is Oslo {i} in?", ("Norway",), {"popularity": i}) for i in range(10))
@@ -283,6 +283,60 @@ def test_a_step_whose_trained_role_was_never_played_teaches_nothing_and_the_run_
     assert (second["untrained_episodes"], second["reward"]) == (4, pytest.approx(2.0))
     assert not {"kl_ref", "training_reward"} & set(second)
     assert second["generated_tokens"] > 0
+
+
+def _to_the_end(training: Training) -> None:
+    while not training.done:
+        training.step()
+
+
+class Mined(Machines):
+    """Workers end on the question `mine`."""
+
+    mine = "q3"
+
+    def __call__(self, requests: Sequence[EpisodeRequest]) -> Iterator[Episode]:
+        if any(request.question.id == self.mine for request in requests):
+            raise PoisonQuestion(f"{self.mine} cost 4 workers", self.mine)
+        yield from super().__call__(requests)
+
+
+def test_a_question_that_ends_workers_is_set_aside_if_that_is_allowed(tmp_path: Path, folder: RunFolder) -> None:
+    strict = _training(tmp_path, Mined(), Shelf(tmp_path / "strict"), folder, small_run("train.steps=5"))
+    strict.begin([])
+    with pytest.raises(PoisonQuestion, match="q3 cost 4 workers"):
+        _to_the_end(strict)
+
+    machines, store = Mined(), Shelf(tmp_path)
+    run = small_run("train.steps=5", "train.set_aside=1", "train.save_every=4")
+    training = _training(tmp_path, machines, store, folder, run)
+    training.begin([])
+    _to_the_end(training)
+    assert [len(step) for step in machines.learned] == [4] * 5, "every update has all its episodes"
+    assert training.set_aside == ["q3"]
+    resumed = _training(tmp_path, machines, store, folder, run)
+    resumed.resume()
+    assert resumed.set_aside == ["q3"]
+    machines.mine = "q4"
+    resumed.steps_done = 0
+    with pytest.raises(PoisonQuestion, match="q4 cost"):
+        _to_the_end(resumed)
+
+
+def test_three_updates_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, folder: RunFolder) -> None:
+    skipped = iter([8.0, 8.0, 7.0, 8.0, 8.0, 8.0])
+
+    class Diverging(Machines):
+        def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float]:
+            return {"optimiser_steps": 8.0, "skipped_steps": next(skipped)}
+
+    store = Shelf(tmp_path)
+    training = _training(tmp_path, Diverging(), store, folder, small_run("train.steps=9", "train.save_every=6"))
+    training.begin([])
+    with pytest.raises(Diverged, match="no gradient was finite in 3 PPO steps in a row, 4 to 6"):
+        _to_the_end(training)
+    assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4, 5, 6]
+    assert set(store.states) == {0}, "and nothing was saved of it"
 
 
 def test_a_run_is_not_resumed_on_other_questions(tmp_path: Path, folder: RunFolder) -> None:

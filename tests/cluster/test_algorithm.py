@@ -1,0 +1,49 @@
+"""A learner that is lost is started again from the newest checkpoint, a bounded number of times. No machines."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.algorithm import SmartRAGPPO
+from cluster.learner import LearnerLost
+
+
+class Algorithm(SmartRAGPPO):
+    """Trains five steps, saves every second; `lost`: how often the learner dies in the step after so many."""
+
+    def __init__(self, lost: dict[int, int]):
+        self.lost, self.done, self.diary = lost, 0, []
+        run = SimpleNamespace(cluster=SimpleNamespace(learner_restarts=2))
+        self.training: Any = SimpleNamespace(run=run, steps_done=0, done=False, step=self._one, resume=self._resume)
+        self._system: Any = SimpleNamespace(restart_learner=lambda: self.diary.append("restart"))
+
+    def _one(self) -> dict[str, Any]:
+        if self.lost.get(self.training.steps_done, 0) > 0:
+            self.lost[self.training.steps_done] -= 1
+            raise LearnerLost("rank 1 died")
+        self.training.steps_done += 1
+        self.training.done = self.training.steps_done == 5
+        return {"step": self.training.steps_done}
+
+    def _resume(self) -> None:
+        self.training.steps_done -= self.training.steps_done % 2
+        self.diary.append(f"resume {self.training.steps_done}")
+
+    def steps(self) -> list[int]:
+        found = []
+        while not self.training.done:
+            found.append(self.step()["step"])
+        return found
+
+
+def test_it_goes_on_from_the_newest_checkpoint() -> None:
+    algorithm = Algorithm({3: 1, 4: 1})
+    assert algorithm.steps() == [1, 2, 3, 3, 4, 5]
+    assert algorithm.diary == ["restart", "resume 2", "restart", "resume 4"]
+
+
+def test_restarts_that_bring_nothing_are_counted_and_bounded() -> None:
+    assert Algorithm({1: 2, 3: 2}).steps() == [1, 1, 1, 2, 3, 3, 3, 4, 5]
+    with pytest.raises(LearnerLost, match="rank 1 died"):
+        Algorithm({3: 3}).steps()
