@@ -14,7 +14,7 @@ from pathlib import Path
 import ray
 from transformers import AutoTokenizer
 
-from cluster.engine import engine_env
+from cluster.engine_args import engine_env
 from cluster.index import cached_index
 from cluster.java import preflight
 from cluster.learner import LearnerGroup

@@ -12,7 +12,8 @@ from typing import Any
 
 import ray
 
-from cluster.engine import Engine, engine_args
+from cluster.engine import Engine
+from cluster.engine_args import engine_args
 from cluster.wire import use_interface_of
 from smartrag.choices import Role
 from smartrag.config import Run

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cluster.engine import engine_args, engine_env
+from cluster.engine_args import engine_args, engine_env
 from smartrag.compose import ROOT, load
 
 

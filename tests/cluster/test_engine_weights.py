@@ -17,7 +17,7 @@ import torch
 from ray.exceptions import GetTimeoutError
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from cluster.engine import engine_env
+from cluster.engine_args import engine_env
 from cluster.learner import LearnerGroup
 from cluster.rollout import RolloutPool
 from cluster.weights import CanaryFailed, WeightPush, WeightSender

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cluster.checkpoint import Checkpoints
-from cluster.engine import engine_env
+from cluster.engine_args import engine_env
 from cluster.export import export
 from launch.export import main
 from smartrag.compose import ROOT, as_yaml, load
