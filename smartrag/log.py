@@ -1,6 +1,6 @@
 """The run folder, the one owner of every number, and W&B, which gets the same rows.
 
-runs/<name>/<id>/  config.yaml  metrics.jsonl  episodes.jsonl  checkpoints/
+runs/<name>/<id>/  config.yaml  metrics.jsonl  episodes.jsonl  ledger.jsonl  checkpoints/
                    evaluation-<system>.jsonl  summary.json  curves.png  report.html
 runs/<name>/latest -> <id>
 """
@@ -67,6 +67,10 @@ class RunFolder:
     def episode(self, row: Mapping[str, Any]) -> None:
         _append(self.folder / "episodes.jsonl", row)
 
+    def learned_from(self, row: Mapping[str, Any]) -> None:
+        """One row of ledger.jsonl."""
+        _append(self.folder / "ledger.jsonl", row)
+
     def write_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Every question of one evaluation, in evaluation-<name>.jsonl."""
         self.write(f"evaluation-{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -82,7 +86,7 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drops the rows of steps that a resumed run will do again, so that every step stands once."""
-        for name in ("metrics.jsonl", "episodes.jsonl"):
+        for name in ("metrics.jsonl", "episodes.jsonl", "ledger.jsonl"):
             path = self.folder / name
             if path.exists():
                 self.write(name, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))

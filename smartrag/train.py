@@ -16,10 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from smartrag import ledger
 from smartrag.config import Run
 from smartrag.data.load import Dataset
 from smartrag.data.rows import DataError
-from smartrag.data.splits import ledger, share_out
+from smartrag.data.splits import census, share_out
 from smartrag.evaluation import evaluate
 from smartrag.exam import Exam
 from smartrag.feedback import Feedback
@@ -54,7 +55,7 @@ class Training:
         self.rollout, self.learner, self.publish, self.store = rollout, learner, publish, store
         self.exam, self.feedback = Exam(run, data, rollout, folder), Feedback(run)
         self.warmup_questions, self.ppo_questions = share_out(data.train, run.warmup.share)
-        self.ledger = ledger(
+        self.splits = census(
             {"warmup": self.warmup_questions, "ppo": self.ppo_questions, "dev": data.dev, "test": data.test}
         )
         self.set_aside: list[str] = []  # ids of questions that workers end on
@@ -83,7 +84,7 @@ class Training:
 
     def begin(self, warmup: Sequence[Trajectory]) -> None:
         """Warm-up on `warmup` (may be empty), first push, evaluation before PPO, checkpoint 0."""
-        self.folder.write("splits.json", json.dumps(self.ledger, indent=2) + "\n")
+        self.folder.write("splits.json", json.dumps(self.splits, indent=2) + "\n")
         steps = list(batches(warmup, self.run.warmup.batch))
         self.rollout.rest()
         with self._timed("warmup"):
@@ -99,7 +100,7 @@ class Training:
 
         Raises DataError when the questions are not those that the run began with.
         """
-        if json.loads((self.folder.folder / "splits.json").read_text(encoding="utf-8")) != self.ledger:
+        if json.loads((self.folder.folder / "splits.json").read_text(encoding="utf-8")) != self.splits:
             raise DataError(
                 f"the questions are not those of {self.folder.folder / 'splits.json'}; resume with the data, limits "
                 "and warmup.share that the run began with, or start a new one"
@@ -142,6 +143,7 @@ class Training:
             with self._timed("evaluation"):
                 row |= self.exam.dev(self.steps_done)
         self.folder.metrics(row)
+        self.folder.learned_from(ledger.entry(self.steps_done, episodes))
         self._show(episodes, trajectories)
         self._check_finite(learned)
         if self.steps_done % self.run.train.save_every == 0 or self.done:

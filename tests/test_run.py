@@ -1,7 +1,7 @@
 """One run through every real component: Ray, vLLM, Lucene, DeepSpeed, Hydra, W&B, with the tiny policy.
 
 In its middle a rollout worker and a retrieval replica are killed, then a learner rank; then the driver is, and another
-resumes.
+resumes. What comes of it is, to the last bit, what comes of a run that nobody disturbs.
 """
 
 import json
@@ -16,8 +16,10 @@ import pandas as pd
 import psutil
 import pytest
 
+from cluster.checkpoint import verify
 from smartrag.compose import ROOT
 from smartrag.evaluation.evaluate import MEASURES
+from smartrag.ledger import problems
 from tests.processes import kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
@@ -25,9 +27,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
 STEPS = 4
 SMALL = (
     *("+experiment=quickstart", f"train.steps={STEPS}", "train.episodes=16", "train.save_every=1"),
-    *("warmup.steps=2", "warmup.batch=8", "data.dev_questions=8", "data.test_questions=12"),
+    *("warmup.steps=2", "warmup.batch=8"),
+    *("data.train_questions=200", "data.dev_questions=8", "data.test_questions=12"),
     *("train.evaluate_every=2", "log.wandb=offline"),
+    # What a token's log-prob is to the last bit depends on what is computed beside it, and on what of it is cached.
+    *("cluster.engine.concurrency=1", "cluster.engine.engine_args={enable_prefix_caching: false}"),
 )
+TIMES = ("seconds", "push/")  # metrics that differ from one run to the next begin so
 
 
 def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -42,7 +48,11 @@ def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 def _rows(folder: Path) -> list[dict]:
     path = folder / "quickstart" / "latest" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return _lines(path) if path.exists() else []
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _until(done: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> None:
@@ -99,8 +109,34 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path) -
     code = resumed.wait(timeout=900)
     assert code == 0, log.read_text(errors="replace")[-4000:]
     assert f"{published} of {STEPS} steps are done" in log.read_text(errors="replace")
-    _check_folder(tmp_path / "quickstart" / "latest")
-    _check_evaluation(tmp_path / "quickstart" / "latest")
+    folder = tmp_path / "quickstart" / "latest"
+    _check_folder(folder)
+    _check_evaluation(folder)
+    _check_equal(folder, _undisturbed(tmp_path / "calm"))
+
+
+def _undisturbed(runs: Path) -> Path:
+    """The same run, which nobody disturbs."""
+    runs.mkdir()
+    code = _start(runs, "train.gates=false").wait(timeout=900)
+    assert code == 0, (runs / "driver.log").read_text(errors="replace")[-4000:]
+    return runs / "quickstart" / "latest"
+
+
+def _check_equal(folder: Path, calm: Path) -> None:
+    """Every sampled token, log-prob, metric and weight of the two runs, and what must be true of each ledger."""
+    ledgers = [_lines(run / "ledger.jsonl") for run in (folder, calm)]
+    assert list(problems(ledgers[0], seed=0, episodes=16)) == []
+    assert ledgers[0] == ledgers[1]
+    disturbed, undisturbed = (
+        [{name: x for name, x in row.items() if not name.startswith(TIMES)} for row in _lines(run / "metrics.jsonl")]
+        for run in (folder, calm)
+    )
+    assert disturbed == undisturbed
+    checkpoint = f"checkpoints/step_{STEPS:08d}"
+    assert {verify(run / checkpoint)["steps_done"] for run in (folder, calm)} == {STEPS}
+    for part in ("policy/model.safetensors", "learner/reference.safetensors"):
+        assert len({(run / checkpoint / part).read_bytes() for run in (folder, calm)}) == 1, part
 
 
 def _check_evaluation(folder: Path) -> None:
@@ -132,7 +168,7 @@ def _not_json(constant: str) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = _lines(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "every step stands once, in order"
     for row in rows:
         assert row["push/canary_gap"] < 0.01
@@ -150,7 +186,7 @@ def _check_folder(folder: Path) -> None:
     assert {"torch", "vllm", "ray", "deepspeed", "pyserini"} <= set(summary["versions"])
     assert (folder / "curves.png").stat().st_size > 10_000
     assert "12 test questions" in (folder / "report.html").read_text(encoding="utf-8")
-    episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    episodes = _lines(folder / "episodes.jsonl")
     assert {row["step"] for row in episodes} == set(range(1, STEPS + 1))
     assert list(folder.glob("wandb/offline-run-*")), "W&B holds the run, offline"
     assert os.path.islink(folder.parent / "latest")

@@ -39,7 +39,7 @@ def share_out(train: Sequence[Question], share: float | None) -> tuple[tuple[Que
     return warmup, ppo
 
 
-def ledger(splits: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+def census(splits: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
     """What splits.json says: of each split its size and fingerprint, of each pair how many questions they share.
 
     Example: {"splits": {"dev": {"questions": 2, "sha256": "9c..."}, ...}, "overlaps": {"dev/test": 0, ...}}

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from smartrag.data.rows import DataError
-from smartrag.data.splits import ledger, question_hash, share_out
+from smartrag.data.splits import census, question_hash, share_out
 from smartrag.types import Question
 
 
@@ -27,8 +27,8 @@ def test_a_share_that_leaves_one_side_nothing_is_refused() -> None:
         share_out(_questions("Who?"), 0.5)
 
 
-def test_the_ledger_counts_what_splits_share_whatever_its_spelling() -> None:
-    found = ledger(
+def test_the_census_counts_what_splits_share_whatever_its_spelling() -> None:
+    found = census(
         {
             "warmup": _questions("Who is A?", "Who is B?"),
             "ppo": _questions("who  is b?", "Who is C?"),
@@ -38,5 +38,5 @@ def test_the_ledger_counts_what_splits_share_whatever_its_spelling() -> None:
     assert found["overlaps"] == {"warmup/ppo": 1, "warmup/test": 0, "ppo/test": 0}
     alone = hashlib.sha256(hashlib.sha256(b"who is d?").hexdigest().encode()).hexdigest()
     assert found["splits"]["test"] == {"questions": 1, "sha256": alone}
-    turned = ledger({"warmup": _questions("Who is B?", "Who is A?")})
+    turned = census({"warmup": _questions("Who is B?", "Who is A?")})
     assert turned["splits"]["warmup"] == found["splits"]["warmup"]

@@ -184,6 +184,8 @@ def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, fo
     resumed.step()
     assert [row["step"] for row in folder.rows()] == [1, 2, 3, 4]
     assert "before" in resumed.finish()
+    rows = [json.loads(line) for line in (folder.folder / "ledger.jsonl").read_text().splitlines()]
+    assert [row["episodes"] for row in rows] == [expected[i : i + 4] for i in (6, 10, 14)] + [rows[3]["episodes"]]
 
 
 def test_the_price_follows_the_budget_and_goes_on_where_it_stood(tmp_path: Path, folder: RunFolder) -> None:
