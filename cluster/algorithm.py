@@ -4,7 +4,6 @@ It buys what RLlib gives an `Algorithm`: `algorithm.train()`, callbacks, result 
 environment runners, modules, learners and checkpoints do not fit language models and are not used.
 """
 
-import asyncio
 import json
 import logging
 from dataclasses import asdict
@@ -19,17 +18,12 @@ from cluster.checkpoint import Checkpoints
 from cluster.learner import LearnerLost
 from cluster.placement import bundles
 from cluster.system import BadInput, System, inputs
-from smartrag import warmup
-from smartrag.choices import Teacher
 from smartrag.compose import as_yaml
 from smartrag.config import Run
 from smartrag.data.rows import DataError
 from smartrag.log import RunFolder, run_and_checkpoint, versions
-from smartrag.prompt import Prompt
 from smartrag.report import page, plot
-from smartrag.teacher import lessons
 from smartrag.train import Training
-from smartrag.types import Retrieve, Trajectory
 
 logger = logging.getLogger("smartrag")
 
@@ -87,37 +81,13 @@ class SmartRAGPPO(Algorithm):
                 named = None if run.resume == "latest" else run_and_checkpoint(Path(run.resume))[1]
                 self.training.resume(named)
                 return
-            self.training.begin(self._warmup(run, found.prompt, system.retrieval.client()))
+            self.training.begin(self.training.lessons(found.prompt, system.retrieval.client()))
         except DataError as error:  # of splits and samples that only a run can tell are empty
             self.cleanup()
             raise BadInput(str(error)) from error
         except BaseException:
             self.cleanup()
             raise
-
-    def _warmup(self, run: Run, prompt: Prompt, retrieve: Retrieve) -> list[Trajectory]:
-        """The trajectories to imitate, as `warmup.teacher` shows them."""
-        if run.warmup.steps == 0:
-            return []
-        quotas, k, seed = run.training_quotas, run.retriever.k, run.seed
-        if run.warmup.teacher is Teacher.policy:
-            return warmup.mined(*self.training.practice(), run.warmup, prompt, seed=seed)
-        if run.warmup.teacher is Teacher.endpoint:
-            asked = warmup.to_practise(self.training.warmup_questions, run.warmup, seed)
-            chats = Path(run.cache).expanduser() / "chats"
-            taught = lessons(asked, prompt, retrieve, run.warmup.endpoint, chats, quotas=quotas, k=k, seed=seed)
-            return warmup.mined(*taught, run.warmup, prompt, seed=seed)
-        samples = warmup.samples(
-            self.training.warmup_questions,
-            run.warmup,
-            prompt,
-            retrieve,
-            quotas=quotas,
-            k=k,
-            seed=seed,
-            own=self.training.closed_book(),
-        )
-        return asyncio.run(samples)
 
     def step(self) -> dict[str, Any]:
         """One PPO step; when none is left, the run's end: evaluation after PPO, summary.json, pictures, `done`."""

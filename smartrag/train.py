@@ -4,6 +4,7 @@
 `cluster`'s affair. All that a step needs derives from (seed, step), so a resumed run goes on as if never stopped.
 """
 
+import asyncio
 import json
 import logging
 import time
@@ -16,7 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from smartrag import ledger
+from smartrag import ledger, teacher, warmup
+from smartrag.choices import Teacher
 from smartrag.config import Run
 from smartrag.data.load import Dataset
 from smartrag.data.rows import DataError
@@ -26,8 +28,19 @@ from smartrag.exam import Exam
 from smartrag.feedback import Feedback
 from smartrag.log import RunFolder
 from smartrag.plan import pools, step_requests
-from smartrag.types import Episode, EpisodeRequest, Gate, Learner, PoisonQuestion, Publish, Rollout, Store, Trajectory
-from smartrag.warmup import batches
+from smartrag.prompt import Prompt
+from smartrag.types import (
+    Episode,
+    EpisodeRequest,
+    Gate,
+    Learner,
+    PoisonQuestion,
+    Publish,
+    Retrieve,
+    Rollout,
+    Store,
+    Trajectory,
+)
 
 logger = logging.getLogger("smartrag")
 
@@ -82,10 +95,26 @@ class Training:
         with self._timed("warmup"):
             return self.exam.practise(self.warmup_questions)
 
-    def begin(self, warmup: Sequence[Trajectory]) -> None:
-        """Warm-up on `warmup` (may be empty), first push, evaluation before PPO, checkpoint 0."""
+    def lessons(self, prompt: Prompt, retrieve: Retrieve) -> list[Trajectory]:
+        """The trajectories to imitate in warm-up, as `warmup.teacher` shows them."""
+        run, asked = self.run, self.warmup_questions
+        if run.warmup.steps == 0:
+            return []
+        quotas, k, seed = run.training_quotas, run.retriever.k, run.seed
+        if run.warmup.teacher is Teacher.policy:
+            return warmup.mined(*self.practice(), run.warmup, prompt, seed=seed)
+        if run.warmup.teacher is Teacher.endpoint:
+            some = warmup.to_practise(asked, run.warmup, seed)
+            chats = Path(run.cache).expanduser() / "chats"
+            taught = teacher.lessons(some, prompt, retrieve, run.warmup.endpoint, chats, quotas=quotas, k=k, seed=seed)
+            return warmup.mined(*taught, run.warmup, prompt, seed=seed)
+        own = self.closed_book()
+        return asyncio.run(warmup.samples(asked, run.warmup, prompt, retrieve, quotas=quotas, k=k, seed=seed, own=own))
+
+    def begin(self, lessons: Sequence[Trajectory]) -> None:
+        """Warm-up on `lessons` (may be empty), first push, evaluation before PPO, checkpoint 0."""
         self.folder.write("splits.json", json.dumps(self.splits, indent=2) + "\n")
-        steps = list(batches(warmup, self.run.warmup.batch))
+        steps = list(warmup.batches(lessons, self.run.warmup.batch))
         self.rollout.rest()
         with self._timed("warmup"):
             for batch in (bar := tqdm(steps, desc="warm-up", unit="step", disable=not self.run.log.progress)):
