@@ -27,8 +27,19 @@ class Index:
     threads: int = MISSING
 
 
-@hydra.main(config_path="../conf", config_name="index", version_base="1.3")
-def main(config: Index) -> None:
+def main(arguments: list[str]) -> None:
+    from smartrag.arguments import harmless
+    from smartrag.compose import composed, understood
+
+    ConfigStore.instance().store(name="index_schema", node=Index)
+    understood(harmless, arguments)
+    if any(a.startswith("-") for a in arguments):  # --help, --cfg job, completion: Hydra's
+        hydra.main(config_path="../conf", config_name="index", version_base="1.3")(index)()
+    else:
+        index(understood(lambda given: composed("index", given), arguments))
+
+
+def index(config: Index) -> None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         sys.exit(_refused(f"{' and '.join(missing)} must be given; see python launch/index.py --help"))
     from cluster.index import build_index
@@ -50,5 +61,4 @@ def _refused(why: str) -> int:
 
 
 if __name__ == "__main__":
-    ConfigStore.instance().store(name="index_schema", node=Index)
-    main()
+    main(sys.argv[1:])

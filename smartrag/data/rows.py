@@ -1,7 +1,7 @@
 """Lines of JSON, checked: what is wrong with each is told with file, line and cure, all of it at once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,12 @@ class Problems:
 
     def raise_if_any(self) -> None:
         if self.count:
-            more = [f"... and {self.count - _SHOWN} more"] if self.count > _SHOWN else []
-            raise DataError("\n".join([f"{self.count} problem(s) in the data:", *self.shown, *more]))
+            raise DataError("\n".join([f"{self.count} problem(s) in the data:", *listed(self.shown, self.count)]))
+
+
+def listed(problems: Sequence[str], count: int) -> list[str]:
+    """The first _SHOWN of `count` problems, and how many more there are."""
+    return [*problems[:_SHOWN], *([f"... and {count - _SHOWN} more"] if count > _SHOWN else [])]
 
 
 def rows(path: Path, found: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
