@@ -3,15 +3,16 @@
 import logging
 import sys
 
+from cluster.checkpoint import Damaged
 from cluster.placement import DoesNotFit
 from cluster.system import BadInput
-from smartrag.compose import ConfigError
+from smartrag.compose import ConfigError, Unreadable
 from smartrag.exits import BAD_INPUT, DOES_NOT_FIT, NO_JUDGE, NOTHING_TO_RESUME, USAGE_ERROR
 from smartrag.judge import JudgeUnavailable
 
 logger = logging.getLogger("smartrag")
 
-REFUSALS = (BadInput, DoesNotFit, FileNotFoundError, JudgeUnavailable)
+REFUSALS = (BadInput, Damaged, DoesNotFit, FileNotFoundError, JudgeUnavailable, Unreadable)
 
 
 def show_log() -> None:
@@ -27,6 +28,8 @@ def refused(error: Exception) -> int:
     codes = {
         ConfigError: USAGE_ERROR,
         BadInput: BAD_INPUT,
+        Damaged: BAD_INPUT,
+        Unreadable: BAD_INPUT,
         DoesNotFit: DOES_NOT_FIT,
         JudgeUnavailable: NO_JUDGE,
     }

@@ -29,7 +29,7 @@ _FREE = ("learner.deepspeed.", "cluster.engine.engine_args.", "data.mix.")  # th
 _SEVERAL = "data"  # the group whose options add up
 # Of Hydra's flags those that only show something, or run what the others mean. Not among them: --config-dir and its
 # like, which bring in files that Hydra instantiates from, and --experimental-rerun, which unpickles.
-_FLAGS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package")
+_FLAGS: tuple[str, ...] = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package")
 _FLAGS += ("-r", "--run", "-m", "--multirun", "-sc", "--shell-completion", "-i", "--info")
 
 

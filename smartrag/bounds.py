@@ -102,7 +102,16 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, (1 << 31) - 1),
 )
 # Texts that must say something.
-TEXTS = ("name", "runs", "cache", "resume", "model.path", "model.fallback", "data.source", "retriever.index")
+TEXTS: tuple[str, ...] = (
+    "name",
+    "runs",
+    "cache",
+    "resume",
+    "model.path",
+    "model.fallback",
+    "data.source",
+    "retriever.index",
+)
 TEXTS += ("retriever.heap", "cluster.address", "log.project", "log.group")
 TEXTS += tuple(
     f"{owner}.endpoint.{name}" for owner in ("reward", "warmup") for name in ("base_url", "model", "key_variable")
@@ -114,7 +123,7 @@ _ADDRESS = re.compile(r"auto|local|(ray://)?(\S+@)?[\w.\[\]:-]+:\d+")
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Arguments of vLLM that name code to import, a file that may name some, or a secret.
-_CODE = (
+_CODE: tuple[str, ...] = (
     "trust_remote_code",
     "model_class_overrides",
     "worker_cls",

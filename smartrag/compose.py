@@ -162,7 +162,7 @@ def change(path: Path, overrides: Sequence[str]) -> Run:
     return run
 
 
-def to_run(config: DictConfig) -> Run:
+def to_run(config: Any) -> Run:
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
     return run

@@ -59,7 +59,7 @@ def rows(path: Path, found: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text.rstrip("\r\n"))
+                row = json.loads(text.rstrip("\r\n"), object_pairs_hook=_object, parse_constant=_constant)
             except (ValueError, RecursionError) as error:
                 reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                 found.add(f"{where}: not valid JSON ({reason}); a line must be one whole JSON object")
@@ -68,6 +68,33 @@ def rows(path: Path, found: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield line, row
             else:
                 found.add(f"{where}: must be a JSON object, got {show(row)}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python would take the last of two values in silence, another reader the first."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"field {show(twice)} stands twice")
+    return made
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def meta_of(row: dict[str, Any], where: str, found: Problems) -> dict[str, Any]:
+    """What else is known of a question, of which two fields are read: searches that lead to the answer, popularity."""
+    meta = row.get("meta", {})
+    if not isinstance(meta, dict):
+        found.add(f'{where}: field "meta" must be an object, got {show(meta)}')
+        return {}
+    queries, known = meta.get("queries", []), meta.get("popularity", 0)
+    if not isinstance(queries, list) or any(_text_problem(query) for query in queries):
+        found.add(f'{where}: field "meta.queries" must be a list of non-blank strings, got {show(queries)}')
+    if isinstance(known, bool) or not isinstance(known, int | float):
+        found.add(f'{where}: field "meta.popularity" must be a number, got {show(known)}')
+    return meta
 
 
 def text_of(row: dict[str, Any], name: str, where: str, found: Problems) -> str:

@@ -65,6 +65,7 @@ def test_dropout_is_off_even_in_training_mode(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.5)).save_pretrained(
         tmp_path
     )
+    toys.tokenizer().save_pretrained(tmp_path)
     policy = load_policy(tmp_path, Precision.float32).train()
     ids, mask = torch.randint(200, (1, 9)), torch.tensor([[False] * 4 + [True] * 5])
     assert torch.equal(policy(ids, mask, 1.0)[0], policy(ids, mask, 1.0)[0])
