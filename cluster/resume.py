@@ -46,10 +46,12 @@ def shape(run: Run) -> dict[str, Any]:
 
 def check_learner(folder: Path, run: Run) -> dict[str, Any]:
     """What the learner that wrote `folder` says of itself. Raises ValueError when it was of another kind, Damaged."""
+    if not (folder / STATE).is_file():
+        raise Damaged(f"{folder} is no learner's part of a checkpoint: it has no {STATE}")
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         theirs = {name: state[name] for name in shape(run)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder / STATE} cannot be read ({error})") from error
     if theirs != shape(run):
         wanted = " ".join(f"{name}={json.dumps(value)}".replace('"', "") for name, value in theirs.items())
@@ -61,7 +63,10 @@ def check_learner(folder: Path, run: Run) -> dict[str, Any]:
 
 
 def _check_splits(path: Path) -> None:
+    so = "so the questions of the run are not known"
+    if not path.is_file():
+        raise Damaged(f"{path} is missing, {so}")
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path} cannot be read ({error}), so the questions of the run are not known") from error
+    except ValueError as error:
+        raise Damaged(f"{path} cannot be read ({error}), {so}") from error

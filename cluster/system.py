@@ -18,7 +18,7 @@ from cluster.engine import engine_env
 from cluster.index import cached_index
 from cluster.java import preflight
 from cluster.learner import LearnerGroup
-from cluster.machine import disk
+from cluster.machine import check_places
 from cluster.manifest import check_recipe, verify
 from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
@@ -66,7 +66,7 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     cache = Path(run.cache).expanduser()
     for endpoint in run.endpoints.values() if model is None else ():
         api_key(endpoint)
-    _check_places(run)
+    check_places(run)
     preflight()
     frozen = run.algorithm.frozen
     start = resolve(run.model, cache / "models") if model is None or frozen else model
@@ -91,17 +91,6 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
         threads = os.cpu_count() or 1
         index = cached_index(data.corpus, cache / "indexes", recipe, threads=threads, k1=retriever.k1, b=retriever.b)
     return Inputs(data, folder, prompt, index, dict.fromkeys(frozen, start))
-
-
-def _check_places(run: Run) -> None:
-    """Raises ValueError when the run could not write where it will have to."""
-    problems = []
-    for name in ("runs", "cache"):
-        found = disk(Path(getattr(run, name)))
-        if found.error:
-            problems.append(f"{name}={found.path}: {found.error}; set SMARTRAG_{name.upper()} (or {name}=) to a folder")
-    if problems:
-        raise ValueError("\n".join(problems))
 
 
 def _check_lengths(data: Dataset, prompt: Prompt, run: Run) -> None:

@@ -4,14 +4,15 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from smartrag.choices import Corpus, Stemmer
+from smartrag.compose import composed, started
 from smartrag.exits import BAD_INPUT
 
 
@@ -27,19 +28,8 @@ class Index:
     threads: int = MISSING
 
 
-def main(arguments: list[str]) -> None:
-    from smartrag.arguments import harmless
-    from smartrag.compose import composed, understood
-
-    ConfigStore.instance().store(name="index_schema", node=Index)
-    understood(harmless, arguments)
-    if any(a.startswith("-") for a in arguments):  # --help, --cfg job, completion: Hydra's
-        hydra.main(config_path="../conf", config_name="index", version_base="1.3")(index)()
-    else:
-        index(understood(lambda given: composed("index", given), arguments))
-
-
-def index(config: Index) -> None:
+def index(config: Any) -> None:
+    """`config`: an `Index`, values that are not given missing."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         sys.exit(_refused(f"{' and '.join(missing)} must be given; see python launch/index.py --help"))
     from cluster.index import build_index
@@ -61,4 +51,5 @@ def _refused(why: str) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    ConfigStore.instance().store(name="index_schema", node=Index)
+    started("index", lambda given: composed("index", given), lambda config: config, index)

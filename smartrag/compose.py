@@ -222,15 +222,23 @@ def different(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
 
 
 def main(action: Callable[[Run], None]) -> None:
-    """Runs a launch script: `action` gets the checked run. With flags (--help, --cfg job, -m, ...) Hydra takes over."""
+    """Runs a launch script: `action` gets the checked run."""
+    started("train", load, lambda config: _checked(to_run(config)), action)
+
+
+def started(
+    file: str, load: Callable[[Sequence[str]], _T], of: Callable[[Any], _T], action: Callable[[_T], None]
+) -> None:
+    """Runs `action` with what `load` makes of the command line. With flags (--help, --cfg job, -m, ...) Hydra takes
+    over, and `of` makes it of its configuration."""
     arguments = sys.argv[1:]
+    understood(words.harmless, arguments)
     if any(a.startswith("-") for a in arguments):
-        understood(words.harmless, arguments)
         sys.argv[1:] = _over_null(arguments)
-        app = hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
-        app(lambda config: action(understood(lambda _: _checked(to_run(config)), ())))()
-        return
-    action(understood(load, arguments))
+        app = hydra.main(config_path=str(CONF), config_name=file, version_base="1.3")
+        app(lambda config: action(understood(lambda _: of(config), ())))()
+    else:
+        action(understood(load, arguments))
 
 
 def _checked(run: Run) -> Run:

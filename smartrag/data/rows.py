@@ -89,11 +89,13 @@ def meta_of(row: dict[str, Any], where: str, found: Problems) -> dict[str, Any]:
     if not isinstance(meta, dict):
         found.add(f'{where}: field "meta" must be an object, got {show(meta)}')
         return {}
-    queries, known = meta.get("queries", []), meta.get("popularity", 0)
+    queries = meta.get("queries", [])
     if not isinstance(queries, list) or any(_text_problem(query) for query in queries):
         found.add(f'{where}: field "meta.queries" must be a list of non-blank strings, got {show(queries)}')
-    if isinstance(known, bool) or not isinstance(known, int | float):
-        found.add(f'{where}: field "meta.popularity" must be a number, got {show(known)}')
+    for name in ("popularity", "subject_popularity"):
+        known = meta.get(name)
+        if isinstance(known, bool) or not isinstance(known, int | float | None):
+            found.add(f'{where}: field "meta.{name}" must be a number, got {show(known)}')
     return meta
 
 

@@ -95,7 +95,7 @@ def _problems(sweep: Sweep) -> Iterator[str]:
         try:
             gate_curves(Path(sweep.gates))
         except (OSError, ValueError) as error:
-            yield f"gates={sweep.gates}: {error}"
+            yield f"gates={sweep.gates}: {error.strerror if isinstance(error, OSError) else error}"
 
 
 def _placed(run: Run, place: Path, home: Path) -> Run:
