@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from smartrag.compose import ROOT, load
-from tests.bad_inputs import ROW, append, good_data, write
+from smartrag.evaluation.compare import settings
+from tests.bad_inputs import ROW, append, good_data, good_run, write
 
 END_TO_END = [
     ("bad json", append("train.jsonl", '{"id": "x"\n'), [], "train.jsonl:2"),
@@ -79,3 +80,28 @@ def test_without_java_the_command_line_says_what_to_do(tmp_path: Path, monkeypat
     assert str(tmp_path) in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("to_resume", "code"), [("custom/latest/checkpoints/step_00000003", 3), ("nowhere", 5)])
+def test_what_cannot_be_resumed_ends_before_anything_starts(
+    to_resume: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cluster.driver import drive
+
+    _, made = good_run(tmp_path)
+    (made / "learner" / "critic" / "part").write_bytes(b"x")
+    assert drive(load([f"runs={tmp_path}", f"resume={tmp_path / to_resume}"])) == code
+    message = capsys.readouterr().err
+    assert ("has 1 bytes, not the 7 that were written" if code == 3 else "leave out `resume`") in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_a_config_that_no_run_wrote_is_not_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cluster.evaluation import evaluate
+
+    _, made = good_run(tmp_path)
+    (made.parents[1] / "config.yaml").write_text("_target_: os.system\n")
+    assert evaluate(*settings([f"run={made.parents[1]}"])) == 3
+    assert "nothing is instantiated from a configuration" in capsys.readouterr().err
