@@ -19,7 +19,7 @@ from cluster.checkpoint import Checkpoints
 from cluster.driver import drive
 from cluster.home import find
 from cluster.refusal import REFUSALS, refused, show_log
-from cluster.system import BadInput, System, inputs
+from cluster.system import System, inputs
 from smartrag.choices import Role
 from smartrag.compose import as_yaml, from_yaml
 from smartrag.config import Ablation, Run
@@ -40,7 +40,7 @@ def ablate(settings: Ablation, run: Run) -> int:
     try:
         inputs(run)
         home = find(run, "ablation")
-    except (BadInput, FileNotFoundError) as error:
+    except REFUSALS as error:
         return refused(error)
     work = list(_work(settings, run, home))
     for number, (name, act) in enumerate(work, start=1):

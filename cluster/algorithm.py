@@ -14,14 +14,15 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune import PlacementGroupFactory
 
-from cluster.checkpoint import Checkpoints
+from cluster import resume
+from cluster.checkpoint import Checkpoints, Damaged
 from cluster.learner import LearnerLost
 from cluster.placement import bundles
 from cluster.system import BadInput, System, inputs
 from smartrag.compose import as_yaml
 from smartrag.config import Run
 from smartrag.data.rows import DataError
-from smartrag.log import RunFolder, run_and_checkpoint, versions
+from smartrag.log import RunFolder, versions
 from smartrag.report import page, plot
 from smartrag.train import Training
 
@@ -68,8 +69,9 @@ class SmartRAGPPO(Algorithm):
         assert run is not None, "SmartRAGConfig().smartrag(run) names the run"
         self.callbacks, self.env_runner_group, self.offline_data = [], None, None
         self._set_up_metrics()
+        begun = _begun(run)
         found = inputs(run)
-        self.folder = _folder(run)
+        self.folder = begun or _new(run)
         try:
             system = self._system = System(run, found).start()
             store = Checkpoints(self.folder.checkpoints, run.train.keep)
@@ -78,11 +80,10 @@ class SmartRAGPPO(Algorithm):
             )
             self.folder.start_wandb(run.log, asdict(run), self.folder.folder.name)
             if run.resume is not None:
-                named = None if run.resume == "latest" else run_and_checkpoint(Path(run.resume))[1]
-                self.training.resume(named)
+                self.training.resume(resume.named(run))
                 return
             self.training.begin(self.training.lessons(found.prompt, system.retrieval.client()))
-        except DataError as error:  # of splits and samples that only a run can tell are empty
+        except (DataError, Damaged) as error:  # splits that only a run can tell are empty; a checkpoint, once hashed
             self.cleanup()
             raise BadInput(str(error)) from error
         except BaseException:
@@ -131,9 +132,15 @@ class SmartRAGPPO(Algorithm):
         self.training.resume()
 
 
-def _folder(run: Run) -> RunFolder:
-    if run.resume is not None:
-        return RunFolder.find(run.runs, run.name, run.resume)
+def _begun(run: Run) -> RunFolder | None:
+    """The folder of a run that is resumed. Raises FileNotFoundError, BadInput."""
+    try:
+        return None if run.resume is None else resume.find(run)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def _new(run: Run) -> RunFolder:
     folder = RunFolder.create(run.runs, run.name)
     folder.write("config.yaml", as_yaml(run))
     return folder

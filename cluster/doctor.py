@@ -34,7 +34,8 @@ from smartrag.doctor import needs, outside
 from smartrag.doctor.finding import Finding, Level, ok, problem, refused, show
 from smartrag.exits import BAD_INPUT
 from smartrag.log import wandb_out_of_reach
-from smartrag.origin import Origin, find, parameters
+from smartrag.model_folder import parameters
+from smartrag.origin import Origin, find
 from smartrag.reach import address, why_not
 
 _KNOCK_S = 3.0  # for one answer over the network

@@ -4,7 +4,6 @@ The weights are copied, not written anew, and the copies compared with the check
 whole or not at all. Nothing of it is pickled, and nothing in it can run when it is loaded.
 """
 
-import json
 import secrets
 import shutil
 import sys
@@ -19,6 +18,7 @@ from smartrag.compose import ConfigError
 from smartrag.config import Export
 from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME, USAGE_ERROR
 from smartrag.model import load_tokenizer, pad_id
+from smartrag.model_folder import code
 from smartrag.prompt import Budget, Prompt
 from smartrag.report.card import Exported, render
 from smartrag.report.record import read
@@ -108,9 +108,8 @@ def _check_kinds(draft: Path, weights: Path) -> None:
         raise ValueError(f"{weights} holds {', '.join(strange)}; only safetensors, JSON and text are exported")
     if not any(name.endswith(".safetensors") for name in names):
         raise ValueError(f"{weights} holds no *.safetensors, so there is nothing to export")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (draft / name).is_file() and "auto_map" in json.loads((draft / name).read_text(encoding="utf-8")):
-            raise ValueError(f"{weights / name} asks for code that would run when it is loaded (auto_map)")
+    if problems := code(draft):
+        raise ValueError(f"{weights}: {'; '.join(problems)}")
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, quota: int) -> None:

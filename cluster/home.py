@@ -12,7 +12,7 @@ _MAY_DIFFER = ("resume", "runs", "cache", "cluster.", "log.")
 
 def find(run: Run, kind: str) -> Path:
     """runs/<name>/<kind>s/<id>, with the run it varies in config.yaml: that of `run.resume`, which must vary the same
-    run, or a new one. Raises FileNotFoundError, BadInput."""
+    run, or a new one. Raises FileNotFoundError, BadInput, Unreadable."""
     parent = Path(run.runs).resolve() / run.name / f"{kind}s"
     if run.resume is None:
         home = new_folder(parent)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from smartrag.config import Run
 from smartrag.doctor.machine import Disk, Gpus
 from smartrag.doctor.outside import Token
 
@@ -31,6 +32,17 @@ def disk(path: Path) -> Disk:
     if not there.is_dir():
         return Disk(path, 0, "", f"{there} is not a folder")
     return Disk(path, shutil.disk_usage(there).free, _kind(there), _try(there))
+
+
+def check_places(run: Run) -> None:
+    """Raises ValueError when the run could not write where it will have to."""
+    problems = []
+    for name in ("runs", "cache"):
+        found = disk(Path(getattr(run, name)))
+        if found.error:
+            problems.append(f"{name}={found.path}: {found.error}; set SMARTRAG_{name.upper()} (or {name}=) to a folder")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _try(folder: Path) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cluster import zero
+from cluster.resume import STATE, check_learner, shape
 from cluster.sender import WeightSender
 from smartrag import model
 from smartrag.actor_critic import Separate, Shared
@@ -23,7 +23,7 @@ from smartrag.ranks import Ranks
 from smartrag.types import Trajectory
 from smartrag.update import Setup, imitate, update, update_seed
 
-_STATE, _REFERENCE = "learner.json", "reference.safetensors"
+_REFERENCE = "reference.safetensors"
 
 
 class LearnerRank:
@@ -143,21 +143,15 @@ class LearnerRank:
             if self.rank == 0:
                 save_file(tensors, str(into / _REFERENCE))
         if self.rank == 0:
-            state = self._shape() | {"kl_coef": self._kl.coefficient, "reference": self._reference is not None}
-            (into / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            state = shape(self.run) | {"kl_coef": self._kl.coefficient, "reference": self._reference is not None}
+            (into / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str) -> None:
         """Restores what `save` wrote, from verified files. ValueError when another kind of learner wrote it."""
         from safetensors.torch import load_file
 
         source = Path(folder)
-        state = json.loads((source / _STATE).read_text(encoding="utf-8"))
-        if any(state[name] != x for name, x in self._shape().items()):
-            wanted = " ".join(f"{name}={json.dumps(state[name])}".replace('"', "") for name in self._shape())
-            raise ValueError(f"{folder} was written with {wanted}; no other learner can resume it; set these")
-        if "critic" in self._engines and not (source / "critic").is_dir():
-            advantage = self.run.algorithm.advantage
-            raise ValueError(f"{folder} holds no critic, which algorithm.advantage={advantage} needs")
+        state = check_learner(source, self.run)
         for name, engine in self._engines.items():
             engine.load(str(source / name))
         self._kl = KLController(state["kl_coef"], self.run.algorithm.kl_target)
@@ -169,16 +163,6 @@ class LearnerRank:
             tensors = load_file(str(source / _REFERENCE))
             zero.copy_parameters([tensors[n] for n, _ in self._reference_module.named_parameters()], target)
         _set_random_state(load_file(str(source / f"random-{self.rank}.safetensors")), self._ranks.device)
-
-    def _shape(self) -> dict[str, Any]:
-        """The settings without which a checkpoint cannot be read."""
-        group, lora = self.run.learner, self.run.model.lora
-        return {
-            "learner.ranks": group.ranks,
-            "learner.zero_stage": group.zero_stage,
-            "model.lora": None if lora is None else asdict(lora),
-            "algorithm.critic": self.run.algorithm.critic.value,
-        }
 
     def export(self, folder: str) -> None:
         """The policy as a Hugging Face folder; rank 0 writes it."""

@@ -3,13 +3,14 @@
 import logging
 import sys
 
+from cluster.checkpoint import Damaged
 from cluster.dispatch import RolloutFailed
 from cluster.learner import LearnerLost
 from cluster.placement import DoesNotFit
 from cluster.retrieval import RetrievalUnavailable
 from cluster.system import BadInput
 from cluster.weights import CanaryFailed, PushFailed
-from smartrag.compose import ConfigError
+from smartrag.compose import ConfigError, Unreadable
 from smartrag.exits import (
     BAD_INPUT,
     DIVERGED,
@@ -27,15 +28,14 @@ logger = logging.getLogger("smartrag")
 
 _CODES: dict[type[Exception], int] = {
     ConfigError: USAGE_ERROR,
-    BadInput: BAD_INPUT,
-    PoisonQuestion: BAD_INPUT,
+    **dict.fromkeys((BadInput, Damaged, Unreadable, PoisonQuestion), BAD_INPUT),
     DoesNotFit: DOES_NOT_FIT,
     FileNotFoundError: NOTHING_TO_RESUME,
     JudgeUnavailable: NO_JUDGE,
     Diverged: DIVERGED,
     **dict.fromkeys((LearnerLost, RolloutFailed, RetrievalUnavailable, PushFailed, CanaryFailed), MACHINES_FAILED),
 }
-REFUSALS = tuple(_CODES)
+REFUSALS: tuple[type[Exception], ...] = tuple(_CODES)
 
 
 def show_log() -> None:

@@ -18,6 +18,7 @@ from cluster.engine_args import engine_env
 from cluster.index import cached_index
 from cluster.java import preflight
 from cluster.learner import LearnerGroup
+from cluster.machine import check_places
 from cluster.manifest import check_recipe, verify
 from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
@@ -28,6 +29,7 @@ from smartrag.choices import Role
 from smartrag.config import Run
 from smartrag.data.load import Dataset, load
 from smartrag.data.passages import Recipe
+from smartrag.model_folder import check, check_fit
 from smartrag.origin import resolve
 from smartrag.prompt import Budget, Prompt
 
@@ -64,12 +66,16 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     cache = Path(run.cache).expanduser()
     for endpoint in run.endpoints.values() if model is None else ():
         api_key(endpoint)
+    check_places(run)
     preflight()
     frozen = run.algorithm.frozen
     start = resolve(run.model, cache / "models") if model is None or frozen else model
     folder = start if model is None else model
     budget = Budget(run.model.context_tokens, run.model.new_tokens, run.model.passage_tokens)
-    prompt = Prompt(AutoTokenizer.from_pretrained(folder), run.model.instruction, budget)
+    check(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    prompt = Prompt(tokenizer, run.model.instruction, budget)
+    check_fit(folder, run, len(tokenizer))
     data = load(run.data, cache / "data")
     _check_lengths(data, prompt, run)
     retriever, recipe = run.retriever, Recipe.of(run.retriever)

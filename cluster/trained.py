@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.checkpoint import Checkpoints
-from cluster.placement import DoesNotFit
-from cluster.refusal import refused
-from cluster.system import BadInput, Inputs, System, inputs
-from smartrag.compose import ConfigError, change, load
+from cluster.refusal import REFUSALS, refused
+from cluster.system import Inputs, System, inputs
+from smartrag.compose import change, load
 from smartrag.config import Run
 from smartrag.log import run_and_checkpoint
 
@@ -24,7 +23,8 @@ class Trained:
 
 def find(path: str, overrides: Sequence[str]) -> Trained:
     """The newest policy of a run, that of one of its checkpoints, or a model (folder or hub id), under its own settings
-    changed by `overrides`. Raises ConfigError; FileNotFoundError when a run's folder holds no checkpoint."""
+    changed by `overrides`. Raises ConfigError; FileNotFoundError when a run's folder holds no checkpoint; Unreadable
+    and Damaged when its files are not what the run wrote."""
     home, named = run_and_checkpoint(Path(path))
     if (home / "config.yaml").is_file():
         run = change(home / "config.yaml", overrides)
@@ -41,10 +41,10 @@ def serve(path: str, overrides: Sequence[str], use: Callable[[Trained, Inputs, S
         trained = find(path, overrides)
         found = inputs(trained.run, model=trained.weights)
         system = System(trained.run, found, learn=False).start()
-    except (ConfigError, FileNotFoundError, BadInput, DoesNotFit) as error:
+        try:
+            use(trained, found, system)
+        finally:
+            system.close()
+    except REFUSALS as error:
         return refused(error)
-    try:
-        use(trained, found, system)
-    finally:
-        system.close()
     return 0

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
-    from smartrag.compose import load_beside, understood
-    from smartrag.config import Bench
+    from smartrag.compose import understood
+    from smartrag.experiments.bench import load
 
-    settings, run, _ = understood(lambda given: load_beside(Bench, "bench.yaml", given), arguments)
+    settings, run = understood(load, arguments)
     from cluster.bench.parts import bench  # Ray and torch take seconds to import: not before the command line is right
 
     return bench(settings, run)

@@ -4,14 +4,15 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from smartrag.choices import Corpus, Stemmer
+from smartrag.compose import composed, started
 from smartrag.exits import BAD_INPUT
 
 
@@ -27,8 +28,8 @@ class Index:
     threads: int = MISSING
 
 
-@hydra.main(config_path="../conf", config_name="index", version_base="1.3")
-def main(config: Index) -> None:
+def index(config: Any) -> None:
+    """`config`: an `Index`, values that are not given missing."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         sys.exit(_refused(f"{' and '.join(missing)} must be given; see python launch/index.py --help"))
     from cluster.index import build_index
@@ -51,4 +52,4 @@ def _refused(why: str) -> int:
 
 if __name__ == "__main__":
     ConfigStore.instance().store(name="index_schema", node=Index)
-    main()
+    started("index", lambda given: composed("index", given), lambda config: config, index)

@@ -1,12 +1,12 @@
 """From the command line to a checked `Run`: Hydra composes conf/, the schema types it, `check` bounds it.
 
-A typo is refused with the nearest valid name and all problems come at once, before anything heavy is imported.
+What is wrong with the words (`arguments`) and with the values comes at once, before anything heavy is imported.
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -18,23 +18,26 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from smartrag import ROOT
+from smartrag import ROOT  # noqa: F401  for those who ask here for CONF too
+from smartrag import arguments as words
+from smartrag.arguments import CONF, ConfigError, nearest, refuse
+from smartrag.bounds import out_of_bounds
 from smartrag.check import check
 from smartrag.config import Run
+from smartrag.data.rows import listed
 from smartrag.exits import USAGE_ERROR
 
-CONF = ROOT / "conf"
 _IS_GLOBAL = "@package _global_"  # of an option that sets other groups too
-_FREE = ("hydra.", "learner.deepspeed.", "cluster.engine.engine_args.", "data.mix.")  # their keys have no fields
 
 ConfigStore.instance().store(name="run_schema", node=Run)
 
 _T = TypeVar("_T")
 
 
-class ConfigError(ValueError):
-    """Everything wrong with a command line, one problem a line."""
+class Unreadable(ValueError):
+    """A config.yaml that is not what a run wrote; the message names the file and what is wrong in it."""
 
 
 def load(overrides: Sequence[str], known: Sequence[str] = ()) -> Run:
@@ -42,32 +45,58 @@ def load(overrides: Sequence[str], known: Sequence[str] = ()) -> Run:
 
     `known`: names that the command line may hold beside a run's, for a mistyped one to be near to.
     """
-    problems = list(_unknown_names(overrides, known))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    wrong = words.problems(overrides, known)
+    if {o.lstrip("+").partition("=")[0] for o in wrong} & {*words.options()}:
+        refuse([*wrong.values()])  # what the other words mean depends on it
+    rest = _over_null([o for o in overrides if o not in wrong])
     try:
+        with _plain(rest):
+            run = to_run(composed("train", rest))
+    except ConfigError as error:
+        raise ConfigError("\n".join([*wrong.values(), str(error)])) from error
+    refuse([*wrong.values(), *(out_of_bounds(run) if wrong else check(run))])
+    return run
+
+
+def composed(file: str, overrides: Sequence[str]) -> DictConfig:
+    """What Hydra makes of conf/<file>.yaml and `overrides`. Raises ConfigError."""
+    with _plain(overrides):
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            run = to_run(compose("train", _over_null(overrides)))
+            return compose(file, list(overrides))
+
+
+@contextmanager
+def _plain(overrides: Sequence[str]) -> Iterator[None]:
+    """Errors of Hydra and OmegaConf become a ConfigError."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_plainly(error)) from error
     except (AssertionError, AttributeError) as error:  # OmegaConf's answer to a value for a group that is null
         named = " ".join(o for o in overrides if "." in o.partition("=")[0])
         advice = "choose an option that has it first, or give it whole, name={...}"
         raise ConfigError(f"{named}: sets a group that is null here; {advice}") from error
-    return _checked(run)
 
 
 def beside(schema: type[_T], file: str, arguments: Sequence[str]) -> tuple[_T, list[str]]:
     """(settings, the other arguments): arguments named as fields of `schema` are the settings, whose values are in
     conf/<file>. Raises ConfigError."""
-    names = _names(schema)
-    own = [argument for argument in arguments if argument.partition("=")[0] in names]
-    try:
-        values = (OmegaConf.load(CONF / file), OmegaConf.from_dotlist(own))
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *values))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{' '.join(own)}: {str(error).splitlines()[0]}") from error
+    own = [argument for argument in arguments if argument.partition("=")[0] in _names(schema)]
+    config: Any = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(CONF / file))
+    wrong: dict[str, str] = {}
+    for argument in own:
+        if danger := words.dangerous(argument):
+            wrong[argument] = danger
+        elif not argument.partition("=")[2]:
+            wrong[argument] = f"{argument!r} gives no value; leave it out for that of conf/{file}, or write name=value"
+        else:
+            try:
+                config = OmegaConf.merge(config, OmegaConf.from_dotlist([argument]))
+            except (OmegaConfBaseException, YAMLError) as error:
+                wrong[argument] = words.mistaken(argument, error)
+    refuse([*wrong.values()])
+    settings = OmegaConf.to_object(config)
     assert isinstance(settings, schema)
     return settings, [argument for argument in arguments if argument not in own]
 
@@ -82,15 +111,25 @@ def alone(schema: type[_T], file: str, arguments: Sequence[str]) -> _T:
         name, found, _ = argument.partition("=")
         is_named = f"there is no setting {name!r}{nearest(name, names)}"
         problems.append(f"{argument}: {is_named}" if found else f"{argument!r} is not of the form name=value")
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(problems)
     return settings
 
 
 def load_beside(schema: type[_T], file: str, arguments: Sequence[str]) -> tuple[_T, Run, list[str]]:
-    """(settings, run, its overrides): `beside`, where all other arguments mean the run. Raises ConfigError."""
-    settings, others = beside(schema, file, arguments)
-    return settings, load(others, known=_names(schema)), others
+    """(settings, run, its overrides): `beside`, where all other arguments mean the run. Raises ConfigError with the
+    problems of both."""
+    names, problems = _names(schema), []
+    others = [argument for argument in arguments if argument.partition("=")[0] not in names]
+    try:
+        settings, _ = beside(schema, file, arguments)
+    except ConfigError as error:
+        problems.append(str(error))
+    try:
+        run = load(others, known=names)
+    except ConfigError as error:
+        problems.append(str(error))
+    refuse(problems)
+    return settings, run, others
 
 
 def _names(schema: Any) -> list[str]:
@@ -102,12 +141,9 @@ def change(path: Path, overrides: Sequence[str]) -> Run:
 
     A group's option replaces what the run had of that group. Raises ConfigError; FileNotFoundError without the file.
     """
-    problems = list(_unknown_names(overrides, ()))
-    if problems:
-        raise ConfigError("\n".join(problems))
-    config: Any = OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.load(path))
-    groups, values = _groups(), []
-    try:
+    refuse([*words.problems(overrides).values()])
+    config, groups, values = _saved(path), words.options(), []
+    with _plain(overrides):
         for override in overrides:
             name, _, value = override.lstrip("+").partition("=")
             if name not in groups:
@@ -121,19 +157,12 @@ def change(path: Path, overrides: Sequence[str]) -> Run:
                     if i == 0:
                         config[name] = OmegaConf.structured(get_type_hints(Run)[name])
                 config = OmegaConf.merge(config, laid)
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(_over_null(values)))
-        return _checked(to_run(config))
-    except (OmegaConfBaseException, AssertionError) as error:
-        raise ConfigError(_plainly(error)) from error
-
-
-def _checked(run: Run) -> Run:
-    if problems := check(run):
-        raise ConfigError("\n".join(problems))
+        run = to_run(OmegaConf.merge(config, OmegaConf.from_dotlist(_over_null(values))))
+    refuse(check(run))
     return run
 
 
-def to_run(config: DictConfig) -> Run:
+def to_run(config: Any) -> Run:
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
     return run
@@ -144,10 +173,42 @@ def as_yaml(run: Run) -> str:
 
 
 def from_yaml(path: Path) -> Run:
-    """What `as_yaml` wrote. Raises FileNotFoundError."""
-    config = OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.load(path))
-    assert isinstance(config, DictConfig)
-    return to_run(config)
+    """What `as_yaml` wrote. Raises FileNotFoundError, or Unreadable with all that is wrong."""
+    try:
+        return to_run(_saved(path))
+    except OmegaConfBaseException as error:
+        raise Unreadable(f"{path}: {_plainly(error)}") from error
+
+
+def _saved(path: Path) -> Any:
+    """The file as data: nothing in it is looked up or instantiated. Raises as `from_yaml`."""
+    try:
+        config = OmegaConf.load(path)
+        plain = OmegaConf.to_container(config, resolve=False)
+        if not isinstance(plain, dict):
+            raise Unreadable(f"{path} holds a {type(plain).__name__}, not the settings of a run")
+        if problems := [*_foreign(plain)]:
+            raise Unreadable("\n".join(f"{path}: {problem}" for problem in listed(problems, len(problems))))
+        config = OmegaConf.merge(OmegaConf.structured(Run), config)
+        if lacking := sorted(OmegaConf.missing_keys(config)):
+            raise Unreadable(f"{path} is not whole: it lacks {', '.join(lacking[:5])}{', ...' * (len(lacking) > 5)}")
+        return config
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise Unreadable(f"{path}: {_plainly(error)}") from error
+
+
+def _foreign(node: Any, prefix: str = "") -> Iterator[str]:
+    """What `as_yaml` does not write: names that this version does not know, and what other readers would act upon."""
+    for name, value in node.items():
+        whole, own = f"{prefix}{name}", [*words.keys(Run)]
+        if "_target_" in str(name):
+            yield f"{whole}: nothing is instantiated from a configuration; a run writes no _target_"
+        elif whole not in own and not words.free(whole):
+            yield f"there is no setting {whole!r} in this version{nearest(whole, own)}"
+        elif isinstance(value, dict):
+            yield from _foreign(value, f"{whole}.")
+        elif "${" in str(value):
+            yield f"{whole}: ${{...}} is not looked up; a run writes its settings out"
 
 
 def different(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
@@ -161,22 +222,40 @@ def different(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
 
 
 def main(action: Callable[[Run], None]) -> None:
-    """Runs a launch script: `action` gets the checked run. With flags (--help, --cfg job, -m, ...) Hydra takes over."""
+    """Runs a launch script: `action` gets the checked run."""
+    started("train", load, lambda config: _checked(to_run(config)), action)
+
+
+def started(
+    file: str, load: Callable[[Sequence[str]], _T], of: Callable[[Any], _T], action: Callable[[_T], None]
+) -> None:
+    """Runs `action` with what `load` makes of the command line. With flags (--help, --cfg job, -m, ...) Hydra takes
+    over, and `of` makes it of its configuration."""
     arguments = sys.argv[1:]
+    understood(words.harmless, arguments)
     if any(a.startswith("-") for a in arguments):
         sys.argv[1:] = _over_null(arguments)
-        app = hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
-        app(lambda config: action(_checked(to_run(config))))()
-        return
-    action(understood(load, arguments))
+        app = hydra.main(config_path=str(CONF), config_name=file, version_base="1.3")
+        app(lambda config: action(understood(lambda _: of(config), ())))()
+    else:
+        action(understood(load, arguments))
+
+
+def _checked(run: Run) -> Run:
+    refuse(check(run))
+    return run
 
 
 def understood(load: Callable[[Sequence[str]], _T], arguments: Sequence[str]) -> _T:
-    """What `load` makes of a script's command line; where it raises ConfigError the process ends with USAGE_ERROR."""
+    """What `load` makes of a script's command line. Where it raises ConfigError, or one word contradicts another, the
+    process ends with USAGE_ERROR."""
+    problems = words.contradictions(arguments)
     try:
-        return load(arguments)
+        made = load(arguments)
+        refuse(problems)
+        return made
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print("\n".join(dict.fromkeys([*problems, *str(error).splitlines()])), file=sys.stderr)
         sys.exit(USAGE_ERROR)
 
 
@@ -201,48 +280,18 @@ def _optional(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _optional(field.type, f"{prefix}{field.name}.")
 
 
-def _unknown_names(overrides: Sequence[str], known: Sequence[str]) -> Iterator[str]:
-    """Problems of names: Hydra accepts `+typo=1` in silence and does not suggest what was meant."""
-    keys, groups = list(_keys(Run)), _groups()
-    for override in overrides:
-        name, found, value = override.lstrip("+~").partition("=")
-        if not found:
-            yield f"{override!r} is not of the form name=value"
-        elif name in groups:
-            for option in value.strip("[]").split(","):  # data=[popqa,hotpotqa] merges the two in this order
-                if option.strip() not in groups[name]:
-                    yield f"{override}: no {name} is called {option.strip()!r}{nearest(option, groups[name])}"
-        elif name not in keys and not name.startswith(_FREE):
-            yield f"{override}: there is no setting {name!r}{nearest(name, [*known, *keys, *groups])}"
-
-
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    for field in fields(node):
-        yield prefix + field.name
-        for inner in (field.type, *get_args(field.type)):  # the arguments: of `Group | None`
-            if isinstance(inner, type) and is_dataclass(inner):
-                yield from _keys(inner, f"{prefix}{field.name}.")
-
-
-def _groups() -> dict[str, list[str]]:
-    return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(CONF.iterdir()) if d.is_dir()}
-
-
-def nearest(name: str, valid: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(valid[:20])}"
-
-
 def _plainly(error: BaseException) -> str:
-    """What Hydra found wrong, without its advice on stack traces and its object types: the innermost message."""
+    """What Hydra found wrong, in one line, without its advice on stack traces and its object types."""
     said, cause = [str(error)], error.__cause__
     while cause is not None:
         said.append(str(cause))
         cause = cause.__cause__
-    lines = [line.strip() for line in "\n".join(said).splitlines()]
+    found = "\n".join(said)
+    key = re.search(r"full_key: (\S+)", found)
+    if key and "missing mandatory value" in found:
+        return f"{key[1]}=... must be given"
+    lines = [line.strip() for line in found.splitlines()]
     lines = [
-        line
-        for line in lines
-        if not re.match(r"(object_type=|reference_type=|Set the environment|full_key: $|$)", line)
+        line for line in lines if not re.match(r"(object_type=|reference_type=|Set the environment|full_key: |$)", line)
     ]
-    return "\n".join(dict.fromkeys(lines))
+    return (f"{key[1]}: " if key and key[1] not in found[: key.start()] else "") + "; ".join(dict.fromkeys(lines))

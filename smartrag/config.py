@@ -1,4 +1,4 @@
-"""The types of a run. Values live in `conf/*.yaml`, bounds in `check.py`; one field, one place."""
+"""The types of a run. Values live in `conf/*.yaml`, bounds in `bounds.py`; one field, one place."""
 
 from dataclasses import dataclass
 from typing import Any

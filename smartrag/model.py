@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from smartrag import adapters
+from smartrag import adapters, model_folder
 from smartrag.choices import Precision
 from smartrag.config import Lora
 from smartrag.loss import token_logprobs
@@ -132,18 +132,12 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _load(path: Path, precision: Precision, lora: Lora | None) -> PreTrainedModel:
+    model_folder.check(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{path} is an encoder-decoder ({config.model_type}); the policy is one growing token sequence, which only "
-            "a decoder can continue. Use a causal language model"
-        )
     # Dropout would make the first-epoch ratio differ from 1, and the learner from the engine.
     for name, value in vars(config).items():
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-    if not any(path.glob("*.safetensors")):
-        raise ValueError(f"{path} has no *.safetensors file; other formats can run code when loaded and are refused")
     lm = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,

@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import math
 import re
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 from smartrag import ROOT
 from smartrag.config import Model
+from smartrag.model_folder import check
 
 logger = logging.getLogger("smartrag")
 
@@ -45,7 +45,8 @@ def resolve(model: Model, cache: Path) -> Path:
 
 
 def find(path: str, cache: Path) -> Origin:
-    """Where `path` of a `Model` leads. Raises ValueError when it leads nowhere; whether the hub has it is not asked."""
+    """Where `path` of a `Model` leads. Raises ValueError when it leads nowhere, or to what cannot be a
+    policy; whether the hub has it is not asked."""
     if path.startswith(_PACKAGE):
         return _in_package(path.removeprefix(_PACKAGE), cache)
     here = Path(path).expanduser()
@@ -53,29 +54,25 @@ def find(path: str, cache: Path) -> Origin:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model path {path} is not a model: it has no config.json")
+        check(folder.resolve())
         return Origin(f"the folder {folder.resolve()}", folder.resolve())
+    if folder.exists():
+        raise ValueError(f"model path {path} is a file; give the folder that holds config.json, weights and tokenizer")
     if not _HUB_ID.fullmatch(path):
         raise ValueError(f"model path {path} does not exist")
     cached = _cached(path)
+    if cached is not None:
+        check(cached)
     return Origin(f"{path}, {'on' if cached is None else 'cached from'} the Hugging Face hub", cached, repo=path)
-
-
-def parameters(folder: Path) -> int:
-    """How many numbers the *.safetensors of `folder` hold, from their headers alone."""
-    from safetensors import safe_open
-
-    count = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="np") as file:
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return count
 
 
 def _resolve(path: str, fallback: str | None, cache: Path) -> Path:
     origin = find(path, cache)
     if origin.repo is not None:
         try:
-            return _from_hub(origin.repo)  # also when it is cached: the hub may have newer weights
+            folder = _from_hub(origin.repo)  # also when it is cached: the hub may have newer weights
+            check(folder)
+            return folder
         except _OutOfReach as error:
             if fallback is None:
                 raise ValueError(f"model path {path} does not exist here and cannot be fetched: {error}") from error

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from smartrag import choices, config
-from smartrag.check import RANGES
+from smartrag.bounds import RANGES
 from smartrag.comments import Notes, Written, headline, notes, written
 from smartrag.compose import CONF
 
@@ -27,7 +27,8 @@ _HEAD = """\
 # Configuration
 
 Every setting: its default, type and bounds. `make docs` makes this page out of `smartrag/config.py` (types),
-`smartrag/choices.py` (words), `smartrag/check.py` (bounds, and what must go together) and `conf/` (values).
+`smartrag/choices.py` (words), `smartrag/bounds.py` (bounds), `smartrag/check.py` (what must go together) and
+`conf/` (values).
 
 ```bash
 python launch/train.py +experiment=quickstart reward=gated retriever.k=4

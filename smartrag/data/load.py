@@ -18,7 +18,7 @@ from pathlib import Path
 
 from smartrag.config import Data
 from smartrag.data.hub import NAMES, HubUnreachable, brings_passages, hub_id, write_hub
-from smartrag.data.rows import FORM, DataError, Problems, answers_of, identity, rows, show, text_of
+from smartrag.data.rows import FORM, DataError, Problems, answers_of, identity, meta_of, rows, show, text_of
 from smartrag.data.splits import question_hash
 from smartrag.data.world import fingerprint, write_world
 from smartrag.types import Question
@@ -147,10 +147,8 @@ def read_questions(path: Path, found: Problems) -> dict[int, Question]:
         text = text_of(row, "question", where, found)
         identity(row, where, seen, found)
         answers = answers_of(row, where, found)
-        meta = row.get("meta", {})
-        if not isinstance(meta, dict):
-            found.add(f'{where}: field "meta" must be an object, got {show(meta)}')
-        elif found.count == before:
+        meta = meta_of(row, where, found)
+        if found.count == before:
             questions[line] = Question(row["id"], text.strip(), answers, meta)
     if not questions and found.count == already:
         found.add(f"{path}: the split has no questions; write one {{'id', 'question', 'answers'}} a line")

@@ -1,7 +1,7 @@
 """Lines of JSON, checked: what is wrong with each is told with file, line and cure, all of it at once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,12 @@ class Problems:
 
     def raise_if_any(self) -> None:
         if self.count:
-            more = [f"... and {self.count - _SHOWN} more"] if self.count > _SHOWN else []
-            raise DataError("\n".join([f"{self.count} problem(s) in the data:", *self.shown, *more]))
+            raise DataError("\n".join([f"{self.count} problem(s) in the data:", *listed(self.shown, self.count)]))
+
+
+def listed(problems: Sequence[str], count: int) -> list[str]:
+    """The first _SHOWN of `count` problems, and how many more there are."""
+    return [*problems[:_SHOWN], *([f"... and {count - _SHOWN} more"] if count > _SHOWN else [])]
 
 
 def rows(path: Path, found: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -55,7 +59,7 @@ def rows(path: Path, found: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text.rstrip("\r\n"))
+                row = json.loads(text.rstrip("\r\n"), object_pairs_hook=_object, parse_constant=_constant)
             except (ValueError, RecursionError) as error:
                 reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                 found.add(f"{where}: not valid JSON ({reason}); a line must be one whole JSON object")
@@ -64,6 +68,35 @@ def rows(path: Path, found: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield line, row
             else:
                 found.add(f"{where}: must be a JSON object, got {show(row)}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python would take the last of two values in silence, another reader the first."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"field {show(twice)} stands twice")
+    return made
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def meta_of(row: dict[str, Any], where: str, found: Problems) -> dict[str, Any]:
+    """What else is known of a question, of which two fields are read: searches that lead to the answer, popularity."""
+    meta = row.get("meta", {})
+    if not isinstance(meta, dict):
+        found.add(f'{where}: field "meta" must be an object, got {show(meta)}')
+        return {}
+    queries = meta.get("queries", [])
+    if not isinstance(queries, list) or any(_text_problem(query) for query in queries):
+        found.add(f'{where}: field "meta.queries" must be a list of non-blank strings, got {show(queries)}')
+    for name in ("popularity", "subject_popularity"):
+        known = meta.get(name)
+        if isinstance(known, bool) or not isinstance(known, int | float | None):
+            found.add(f'{where}: field "meta.{name}" must be a number, got {show(known)}')
+    return meta
 
 
 def text_of(row: dict[str, Any], name: str, where: str, found: Problems) -> str:

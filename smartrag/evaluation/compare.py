@@ -8,13 +8,15 @@ always      must search first                 oracle      of never and always th
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from smartrag import arguments as words
 from smartrag import compose
+from smartrag.arguments import refuse
 from smartrag.config import Evaluation, Run
 from smartrag.data.load import Dataset
 from smartrag.episode import episode_id
@@ -41,6 +43,7 @@ class Comparison:
 def settings(arguments: Sequence[str]) -> tuple[Evaluation, list[str]]:
     """(settings, overrides of the run) of a command line of launch/evaluate.py. Raises ConfigError."""
     chosen, overrides = compose.beside(Evaluation, "evaluate.yaml", arguments)
+    known = [field.name for field in fields(Evaluation)]
     problems = [] if chosen.run else ["run=... must be given: the folder of a run, or a model"]
     if Path(chosen.out).name != chosen.out:
         problems.append(f"out must be a name without slashes, got {chosen.out!r}")
@@ -49,8 +52,8 @@ def settings(arguments: Sequence[str]) -> tuple[Evaluation, list[str]]:
         for name, value in (("samples", chosen.samples), ("labelled", chosen.labelled))
         if value < 1
     ]
-    if problems:
-        raise compose.ConfigError("\n".join(problems))
+    problems += words.problems(overrides, known).values()
+    refuse(problems)
     return chosen, overrides
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smartrag import compose
+from smartrag.arguments import refuse
 from smartrag.check import check
 from smartrag.choices import Role
 from smartrag.config import Ablation, Run
@@ -44,8 +45,7 @@ def load(arguments: Sequence[str]) -> tuple[Ablation, Run]:
     settings, run, _ = compose.load_beside(Ablation, "ablate.yaml", arguments)
     problems = [*_problems(settings, run)]
     problems += [f"{a}: an ablation has several; write seeds=[...]" for a in arguments if a.startswith("seed=")]
-    if problems:
-        raise compose.ConfigError("\n".join(problems))
+    refuse(problems)
     return settings, run
 
 

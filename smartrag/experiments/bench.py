@@ -10,6 +10,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from smartrag.arguments import refuse
+from smartrag.choices import Part
+from smartrag.compose import load_beside
+from smartrag.config import Bench, Run
+
+
+def load(arguments: Sequence[str]) -> tuple[Bench, Run]:
+    """The benchmark and the run it measures parts of, from a command line. Raises ConfigError."""
+    settings, run, _ = load_beside(Bench, "bench.yaml", arguments)
+    problems = [] if settings.only else [f"only must name one or more of {', '.join(Part)}, got []"]
+    if not 1 <= settings.repeats <= 1000:
+        problems.append(f"repeats must be between 1 and 1000, got {settings.repeats}")
+    refuse(problems)
+    return settings, run
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:

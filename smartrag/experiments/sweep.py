@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, get_args
 
 from smartrag import compose
+from smartrag.arguments import refuse
 from smartrag.check import check
 from smartrag.compose import ConfigError
 from smartrag.config import Run, Sweep
@@ -55,8 +56,7 @@ def load(arguments: Sequence[str]) -> Plan:
     sweep, base, others = compose.load_beside(Sweep, "sweep.yaml", arguments)
     problems = [*_problems(sweep)]
     problems += [f"{a}: a sweep has several; write seeds=[...]" for a in arguments if a.startswith("seed=")]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(problems)
     return Plan(sweep, base, tuple(_trials(sweep, others)))
 
 
@@ -74,7 +74,7 @@ def _trials(sweep: Sweep, others: Sequence[str]) -> Iterator[Trial]:
         for problem in check(trial.run):
             found.setdefault(problem, []).append(trial.name)
     if found:
-        raise ConfigError("\n".join(f"at {'; '.join(at)}: {problem}" for problem, at in found.items()))
+        refuse([f"at {'; '.join(at)}: {problem}" for problem, at in found.items()])
     yield from trials
 
 
@@ -95,7 +95,7 @@ def _problems(sweep: Sweep) -> Iterator[str]:
         try:
             gate_curves(Path(sweep.gates))
         except (OSError, ValueError) as error:
-            yield f"gates={sweep.gates}: {error}"
+            yield f"gates={sweep.gates}: {error.strerror if isinstance(error, OSError) else error}"
 
 
 def _placed(run: Run, place: Path, home: Path) -> Run:

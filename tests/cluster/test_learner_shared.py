@@ -12,6 +12,7 @@ from torch import nn
 
 from cluster.learner import LearnerGroup
 from cluster.rank import LearnerRank
+from cluster.resume import shape
 from cluster.zero import AdamW
 from smartrag.choices import Critic
 from smartrag.config import Lora, Run
@@ -117,6 +118,6 @@ def test_a_checkpoint_of_the_other_kind_is_refused_before_anything_is_read(tmp_p
     shared = run_of(2, 2)
     separate = replace(shared, algorithm=replace(shared.algorithm, critic=Critic.separate))
     for ours, theirs in ((shared, separate), (separate, shared)):
-        (tmp_path / "learner.json").write_text(json.dumps(LearnerRank(theirs, folder, 0)._shape()))
+        (tmp_path / "learner.json").write_text(json.dumps(shape(theirs)))
         with pytest.raises(ValueError, match=rf"algorithm\.critic={theirs.algorithm.critic}; .* set these"):
             LearnerRank(ours, folder, 0).load(str(tmp_path))

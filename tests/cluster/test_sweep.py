@@ -23,8 +23,15 @@ SMALL = (
 PRICES = ("setting=reward.retrieval", "values=[-0.1]")
 
 
+def _command(folder: Path, *more: str) -> list[str]:
+    """SMALL, but for what `more` sets otherwise."""
+    named = {word.partition("=")[0] for word in more}
+    small = [word for word in SMALL if word.partition("=")[0] not in named]
+    return [sys.executable, str(ROOT / "launch" / "sweep.py"), *small, f"runs={folder}", *more]
+
+
 def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "launch" / "sweep.py"), *SMALL, f"runs={folder}", *more]
+    command = _command(folder, *more)
     with (folder / "driver.log").open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -98,15 +105,7 @@ def test_a_trial_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "quickstart/sweeps/latest/frontier.json").read_text())["points"] == []
 
     refused = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "launch" / "sweep.py"),
-            *SMALL,
-            f"runs={tmp_path}",
-            *more,
-            "train.steps=2",
-            "resume=latest",
-        ],
+        _command(tmp_path, *more, "train.steps=2", "resume=latest"),
         cwd=ROOT,
         capture_output=True,
         text=True,

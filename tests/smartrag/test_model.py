@@ -1,5 +1,7 @@
 """Policy and critic against transformers itself."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
 from smartrag.choices import Precision
 from smartrag.model import Critic, Policy, load_critic, load_policy, load_tokenizer
+from smartrag.origin import find
 from tests import tiny, toys
 
 
@@ -65,6 +68,7 @@ def test_dropout_is_off_even_in_training_mode(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.5)).save_pretrained(
         tmp_path
     )
+    toys.tokenizer().save_pretrained(tmp_path)
     policy = load_policy(tmp_path, Precision.float32).train()
     ids, mask = torch.randint(200, (1, 9)), torch.tensor([[False] * 4 + [True] * 5])
     assert torch.equal(policy(ids, mask, 1.0)[0], policy(ids, mask, 1.0)[0])
@@ -105,3 +109,17 @@ def test_what_cannot_be_a_policy_is_refused_with_the_reason(tmp_path: Path) -> N
     plain.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="no chat template"):
         load_tokenizer(tmp_path / "base")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_in_a_models_folder_is_refused_and_does_not_run(name: str, folder: Path, tmp_path: Path) -> None:
+    evil, marker = tmp_path / "evil", tmp_path / "marker"
+    shutil.copytree(folder, evil)
+    (evil / "own.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    asked = {"AutoConfig": "own.Config", "AutoTokenizer": ["own.Tokenizer", None]}
+    (evil / name).write_text(json.dumps(json.loads((evil / name).read_text()) | {"auto_map": asked}))
+    for act in (lambda: load_policy(evil, Precision.float32), lambda: find(str(evil), tmp_path)):
+        with pytest.raises(ValueError, match=r"own\.py is code; ") as caught:
+            act()
+        assert f"{name} asks for code of its own (auto_map)" in str(caught.value)
+    assert not marker.exists()

@@ -11,7 +11,8 @@ import pytest
 from smartrag import ROOT, origin
 from smartrag.choices import Precision
 from smartrag.model import load_policy, load_tokenizer
-from smartrag.origin import find, parameters, resolve
+from smartrag.model_folder import parameters
+from smartrag.origin import find, resolve
 from tests import tiny
 
 
