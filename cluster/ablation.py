@@ -21,8 +21,9 @@ from cluster.home import find
 from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import System, inputs
 from smartrag.choices import Role
+from smartrag.commands import Ablation
 from smartrag.compose import as_yaml, from_yaml
-from smartrag.config import Ablation, Run
+from smartrag.config import Run
 from smartrag.evaluation.evaluate import MEASURES
 from smartrag.exam import Exam
 from smartrag.experiments import ablation

@@ -12,7 +12,7 @@ import pandas as pd
 from cluster.refusal import show_log
 from cluster.system import Inputs, System
 from cluster.trained import Trained, serve
-from smartrag.config import Evaluation
+from smartrag.commands import Evaluation
 from smartrag.evaluation.compare import Comparison, compare
 from smartrag.log import versions, write_whole
 from smartrag.report import plot, terminal

@@ -14,8 +14,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cluster.checkpoint import copy_part, step_of
 from cluster.trained import Trained, find
+from smartrag.commands import Export
 from smartrag.compose import ConfigError
-from smartrag.config import Export
 from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME, USAGE_ERROR
 from smartrag.model import load_tokenizer, pad_id
 from smartrag.model_folder import code

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str]) -> int:
+    from smartrag.commands import Export
     from smartrag.compose import alone, understood
-    from smartrag.config import Export
 
     settings = understood(lambda given: alone(Export, "export.yaml", given), arguments)
     from cluster.export import export  # Ray and torch take seconds to import: not before the command line is right

@@ -11,7 +11,6 @@ from smartrag.choices import (
     Importance,
     Judge,
     KLIn,
-    Part,
     Precision,
     Role,
     Stemmer,
@@ -233,52 +232,6 @@ class Log:
     group: str | None  # of runs that W&B shows together
     episodes: int  # episodes a step written to episodes.jsonl
     progress: bool  # bars on the terminal
-
-
-@dataclass(kw_only=True, slots=True)
-class Evaluation:
-    """What launch/evaluate.py takes beside changes of the run's settings; values in conf/evaluate.yaml."""
-
-    run: str  # folder of a run or of one of its checkpoints, or a model
-    out: str  # folder in RUN/evaluations/
-    gates: bool  # thresholds too: dev questions to tune them on, `samples` and `labelled` questions
-    samples: int  # S: sampled closed-book answers of each question
-    labelled: int  # train questions asked closed-book, for the gates that learn; at most
-
-
-@dataclass(kw_only=True, slots=True)
-class Ablation:
-    """What launch/ablate.py takes beside the settings of a run; values in conf/ablate.yaml."""
-
-    seeds: list[int]  # every row is run with each
-    rows: list[str]  # names of ablation.ROWS, or `composed`
-
-
-@dataclass(kw_only=True, slots=True)
-class Sweep:
-    """What launch/sweep.py takes beside the settings of a run; values in conf/sweep.yaml."""
-
-    setting: str  # name of a number, e.g. reward.retrieval
-    values: list[Any]  # what it is set to, as written
-    seeds: list[int]  # every value is run with each
-    gates: str | None  # an evaluation.json whose gates stand in the picture; null: that of a warm-up, if there is one
-
-
-@dataclass(kw_only=True, slots=True)
-class Bench:
-    """What launch/bench.py takes beside the settings of a run; values in conf/bench.yaml."""
-
-    only: list[Part]
-    repeats: int  # of each measurement
-
-
-@dataclass(kw_only=True, slots=True)
-class Export:
-    """What launch/export.py takes; values in conf/export.yaml."""
-
-    run: str  # folder of a run or of one of its checkpoints
-    out: str  # the folder to make
-    overwrite: bool  # an export that is there already is replaced
 
 
 @dataclass(kw_only=True, slots=True)

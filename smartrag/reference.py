@@ -6,7 +6,7 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from types import UnionType
@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from smartrag import choices, config
+from smartrag import choices, commands, config
 from smartrag.bounds import RANGES
 from smartrag.comments import Notes, Written, headline, notes, written
 from smartrag.compose import CONF
@@ -22,7 +22,12 @@ from smartrag.compose import CONF
 _LONGEST = 60  # characters of an option's value
 _PLAIN = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "any"}
 # Scripts that have settings of their own beside those of a run; those of launch/index.py stand in its help.
-_SCRIPTS = {"evaluate": config.Evaluation, "ablate": config.Ablation, "sweep": config.Sweep, "bench": config.Bench}
+_SCRIPTS = {
+    "evaluate": commands.Evaluation,
+    "ablate": commands.Ablation,
+    "sweep": commands.Sweep,
+    "bench": commands.Bench,
+}
 _HEAD = """\
 # Configuration
 
@@ -95,9 +100,9 @@ class Conf:
         return Written(value, f"{comment} (`{by}`)".lstrip() if by.partition("=")[0] not in ("", own) else comment)
 
 
-def reference(config_source: str, choices_source: str, conf: Conf) -> str:
-    """The page, of the source texts of smartrag/config.py and smartrag/choices.py, and of conf/."""
-    schema = Schema(notes(config_source) | notes(choices_source))
+def reference(sources: Iterable[str], conf: Conf) -> str:
+    """The page, of the source texts of config.py, choices.py and commands.py, and of conf/."""
+    schema = Schema({name: said for source in sources for name, said in notes(source).items()})
     lines = [_HEAD, "## The run\n", *schema.table(config.Run, "", conf.default), ""]
     for field in fields(config.Run):
         if is_dataclass(field.type):
@@ -113,7 +118,7 @@ def reference(config_source: str, choices_source: str, conf: Conf) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    notes: Mapping[str, Notes]  # of the classes of smartrag/config.py and smartrag/choices.py
+    notes: Mapping[str, Notes]  # of the classes of config.py, choices.py and commands.py
 
     def section(self, of: Any, name: str, default: Callable[[str], Written], about: str = "") -> Iterator[str]:
         """A group: what it is, its settings, the words they may be, then the groups in it."""
@@ -209,7 +214,7 @@ def _text(comment: str) -> str:
 
 def page() -> str:
     files = {path.relative_to(CONF).as_posix(): path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")}
-    return reference(inspect.getsource(config), inspect.getsource(choices), Conf(files))
+    return reference(map(inspect.getsource, (config, choices, commands)), Conf(files))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from cluster.resume import find as find_run
 from cluster.resume import shape
 from smartrag.arguments import harmless
 from smartrag.choices import Corpus, Stemmer
+from smartrag.commands import Export
 from smartrag.compose import alone, as_yaml, change, load, understood
-from smartrag.config import Data, Export, Run
+from smartrag.config import Data, Run
 from smartrag.data.load import check_corpus
 from smartrag.data.load import load as load_data
 from smartrag.evaluation.compare import settings

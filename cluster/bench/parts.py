@@ -8,8 +8,9 @@ from cluster.bench import learner
 from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import connect
 from smartrag.choices import Part
+from smartrag.commands import Bench
 from smartrag.compose import as_yaml
-from smartrag.config import Bench, Run
+from smartrag.config import Run
 from smartrag.experiments.bench import Figure, as_json, show
 from smartrag.log import new_folder, write_whole
 from smartrag.origin import resolve

@@ -17,7 +17,8 @@ import numpy as np
 from smartrag import arguments as words
 from smartrag import compose
 from smartrag.arguments import refuse
-from smartrag.config import Evaluation, Run
+from smartrag.commands import Evaluation
+from smartrag.config import Run
 from smartrag.data.load import Dataset
 from smartrag.episode import episode_id
 from smartrag.evaluation import decision, evaluate, gates

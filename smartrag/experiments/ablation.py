@@ -24,7 +24,8 @@ from smartrag import compose
 from smartrag.arguments import refuse
 from smartrag.check import check
 from smartrag.choices import Role
-from smartrag.config import Ablation, Run
+from smartrag.commands import Ablation
+from smartrag.config import Run
 from smartrag.evaluation.evaluate import interval, pooled
 from smartrag.log import COLUMNS
 from smartrag.report.plot import canvas

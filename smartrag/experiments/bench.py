@@ -12,8 +12,9 @@ from rich.table import Table
 
 from smartrag.arguments import refuse
 from smartrag.choices import Part
+from smartrag.commands import Bench
 from smartrag.compose import load_beside
-from smartrag.config import Bench, Run
+from smartrag.config import Run
 
 
 def load(arguments: Sequence[str]) -> tuple[Bench, Run]:

@@ -9,8 +9,9 @@ from typing import Any, get_args
 from smartrag import compose
 from smartrag.arguments import refuse
 from smartrag.check import check
+from smartrag.commands import Sweep
 from smartrag.compose import ConfigError
-from smartrag.config import Run, Sweep
+from smartrag.config import Run
 
 WARMUP = "warm-up"
 
