@@ -32,16 +32,21 @@ class LearnerGroup:
     """
 
     def __init__(self, run: Run, path: Path, strategies: Sequence[Any] | None = None):
-        self.run = run
-        group = run.learner
+        self.run, self._path, self._strategies = run, path, strategies
         self.ranks: list[ActorHandle] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """New ranks in the seats of the old ones, which end; they know nothing until they have loaded a checkpoint."""
+        self.close()
+        group = self.run.learner
         actor: Any = ray.remote(LearnerRank)
         for rank in range(group.ranks):
             options: dict[str, Any] = {"num_cpus": group.cpus, "num_gpus": group.gpus, "max_restarts": 0}
-            if strategies is not None:
-                options["scheduling_strategy"] = strategies[rank]
-            self.ranks.append(actor.options(**options).remote(run, path, rank))
-        start_s = run.cluster.placement_timeout_s  # imports and loading take longer than any later call
+            if self._strategies is not None:
+                options["scheduling_strategy"] = self._strategies[rank]
+            self.ranks.append(actor.options(**options).remote(self.run, self._path, rank))
+        start_s = self.run.cluster.placement_timeout_s  # imports and loading take longer than any later call
         host, port = self._wait("address", [self.ranks[0].__ray_call__.remote(rendezvous)], start_s)[0]
         self._wait("start", [actor.start.remote(host, port) for actor in self.ranks], start_s)
 
@@ -122,4 +127,5 @@ class LearnerGroup:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, ValueError):
                 raise cause from None
-            raise LearnerLost(f"the learner failed in {what}: {type(cause).__name__}: {cause}") from error
+            said = str(cause).strip().partition("\n")[0]  # Ray says more, of no use here
+            raise LearnerLost(f"the learner failed in {what}: {type(cause).__name__}: {said}") from error

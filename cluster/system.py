@@ -144,7 +144,7 @@ class System:
         """Everybody at once; returns when all are ready. Whatever fails half-way takes down what stands."""
         connect(self.run)
         try:
-            self._seats = seats = reserve(self.run, learn=self._learn)
+            seats = reserve(self.run, learn=self._learn)
             self._stack.callback(seats.release)
             with ThreadPoolExecutor() as together:
                 serving = together.submit(self._start_serving, seats)
@@ -175,9 +175,8 @@ class System:
             raise
 
     def restart_learner(self) -> None:
-        """A new group in the seats of the old one; it knows nothing until it has loaded a checkpoint."""
-        self.learner.close()
-        self._start_learning(self._seats)
+        """See LearnerGroup.restart; weights go out from the new ranks."""
+        self.learner.restart()
         self._ready_to_push()
 
     def _ready_to_push(self) -> None:

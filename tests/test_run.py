@@ -31,7 +31,7 @@ SMALL = (
     *("data.train_questions=200", "data.dev_questions=8", "data.test_questions=12"),
     *("train.evaluate_every=2", "log.wandb=offline"),
     # What a token's log-prob is to the last bit depends on what is computed beside it, and on what of it is cached.
-    *("cluster.engine.concurrency=1", "cluster.engine.engine_args={enable_prefix_caching: false}"),
+    *("cluster.engine.concurrency=1", "+cluster.engine.engine_args.enable_prefix_caching=false"),
 )
 TIMES = ("seconds", "push/")  # metrics that differ from one run to the next begin so
 
