@@ -32,6 +32,7 @@ def collate(trajectories: Sequence[Trajectory], pad_id: int) -> Batch:
         rewards=padded("rewards", 0.0, torch.float32),
         truncated=torch.tensor([t.truncated for t in trajectories]),
         groups=torch.tensor([t.group for t in trajectories]),
+        roles=padded("roles", -1, torch.int64),
     )
 
 
@@ -46,11 +47,12 @@ def nothing(pad_id: int) -> Batch:
         rewards=blank,
         truncated=torch.zeros(1, dtype=torch.bool),
         groups=torch.zeros(1, dtype=torch.int64),
+        roles=torch.full((1, 2), -1),
     )
 
 
 def _check(t: Trajectory) -> None:
-    sizes = {len(t.token_ids), len(t.mask), len(t.logprobs), len(t.rewards)}
+    sizes = {len(t.token_ids), len(t.mask), len(t.logprobs), len(t.rewards), len(t.roles)}
     if len(sizes) != 1:
         raise ValueError(f"trajectory {t.id}: its sequences differ in length: {sorted(sizes)}")
     if not any(t.mask) or t.mask[0]:

@@ -58,6 +58,13 @@ class KLIn(StrEnum):
     loss = "loss"  # a term of the policy's loss, with a gradient of its own
 
 
+class Mean(StrEnum):
+    """What the policy loss is a mean over."""
+
+    token = "token"  # all policy tokens, each as much as any other
+    role = "role"  # the roles, of the mean over each one's tokens: a decision of one token counts as much as an answer
+
+
 class Importance(StrEnum):
     """Truncated importance sampling of the learner against the engine that sampled."""
 

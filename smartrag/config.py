@@ -11,6 +11,7 @@ from smartrag.choices import (
     Importance,
     Judge,
     KLIn,
+    Mean,
     Precision,
     Role,
     Stemmer,
@@ -98,6 +99,7 @@ class Algorithm:
     epochs: int  # passes over one batch
     minibatches: int  # optimiser steps of one pass
     whiten_advantages: bool  # to mean 0 and deviation 1 over the policy tokens of the whole batch
+    loss_mean: Mean
     importance: Importance
     importance_cap: float  # the largest importance weight
     critic_warmup_steps: int  # steps in which only the critic learns; of a shared one only the head

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smartrag import advantage, loss, packing
 from smartrag.actor_critic import Separate, Shared, rows
-from smartrag.choices import Advantage, KLIn
+from smartrag.choices import Advantage, KLIn, Mean, Role
 from smartrag.config import Algorithm
 from smartrag.ranks import Ranks
 from smartrag.types import Batch
@@ -26,7 +26,7 @@ class Experience:
     values: Tensor  # V of the state in which token t was chosen
     advantages: Tensor
     returns: Tensor
-    weights: Tensor  # truncated importance weights, learner against engine
+    weights: Tensor  # of each token in the policy loss: truncated importance weights, balanced over roles if wanted
     computed: int  # tokens of this rank's forward passes, padding included
 
 
@@ -63,6 +63,8 @@ def gather(
     end = advantage.bootstrap(after, batch.attention_mask, batch.truncated)
     advantages, returns = _advantages(batch, rewards, values, end, algorithm, ranks)
     _, weights = _weights(old, batch, algorithm)
+    if algorithm.loss_mean is Mean.role:
+        weights = weights * role_weights(batch, ranks)
     weights = torch.where(batch.mask, weights, 0.0)
     computed = packing.computed_tokens(sizes, plan)
     return Experience(batch, old, reference, values, advantages, returns, weights, computed)
@@ -91,6 +93,16 @@ def _advantages(
 
 def _weights(old: Tensor, batch: Batch, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
     return loss.importance_weights(old, batch.logprobs, batch.mask, algorithm.importance_cap, algorithm.importance)
+
+
+def role_weights(batch: Batch, ranks: Ranks) -> Tensor:
+    """[B, T], with which a sum over tokens is one over roles: w = n / (|R| n_r), of the |R| roles that play at all.
+
+    (1/n) Σₜ wₜ ℓₜ = (1/|R|) Σ_r (1/n_r) Σ_{t of r} ℓₜ,  n_r tokens of role r on all ranks, n = Σ n_r
+    """
+    counts = ranks.sum(torch.stack([(batch.roles == place).sum() for place in range(len(Role))]).double())
+    weights = counts.sum() / (counts.count_nonzero() * counts.clamp(min=1))  # [roles]
+    return torch.where(batch.mask, weights[batch.roles.clamp(min=0)].float(), 0.0)
 
 
 def whitened_advantages(exp: Experience, ranks: Ranks) -> Tensor:

@@ -21,7 +21,8 @@ from collections.abc import Collection, Sequence
 from smartrag.choices import Role
 from smartrag.types import End, Episode, Trajectory
 
-_NO_VERSION = -1
+_NO_VERSION, _NO_ROLE = -1, -1
+_PLACES = {role: place for place, role in enumerate(Role)}
 
 
 def teaches(episode: Episode, trains: Collection[Role]) -> bool:
@@ -44,6 +45,7 @@ def to_trajectory(
     logprobs: list[float] = []
     rewards: list[float] = []
     versions: list[int] = []
+    roles: list[int] = []
     for turn, reward in zip(episode.turns, turn_rewards, strict=True):
         written = turn.completion
         if not written.token_ids:
@@ -54,6 +56,7 @@ def to_trajectory(
         logprobs += [0.0] * before + list(written.logprobs)
         rewards += [0.0] * (before + after - 1) + [reward]
         versions += [_NO_VERSION] * before + list(written.weight_versions)
+        roles += [_NO_ROLE] * before + [_PLACES[role] for role in turn.roles]
     return Trajectory(
         id=episode.id,
         token_ids=tuple(ids),
@@ -63,6 +66,7 @@ def to_trajectory(
         weight_versions=tuple(v if chosen else _NO_VERSION for v, chosen in zip(versions, mask, strict=True)),
         truncated=episode.end is End.TRUNCATED,
         group=group,
+        roles=tuple(r if chosen else _NO_ROLE for r, chosen in zip(roles, mask, strict=True)),
     )
 
 
@@ -87,4 +91,5 @@ def imitation(id: str, context_ids: Sequence[int], wanted_ids: Sequence[int]) ->
         weight_versions=(_NO_VERSION,) * (before + after),
         truncated=False,
         group=0,
+        roles=(_NO_ROLE,) * (before + after),  # imitation does not ask for them
     )

@@ -184,6 +184,7 @@ class Trajectory:
     weight_versions: tuple[int, ...]  # [T] -1 where mask is False
     truncated: bool  # bootstrap V after the last token
     group: int  # trajectories of one batch with the same number are samples of the same question
+    roles: tuple[int, ...]  # [T] which of `choices.Role` chose the token, by its place there; -1 where mask is False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,6 +202,7 @@ class Batch:
     rewards: "torch.Tensor"  # [B, T] float32
     truncated: "torch.Tensor"  # [B] bool
     groups: "torch.Tensor"  # [B] int64, rows with the same number are samples of the same question
+    roles: "torch.Tensor"  # [B, T] int64, place of the token's role in `choices.Role`; -1 off the mask
 
 
 # ---------------------------------------------------------------------------------------------------------------------

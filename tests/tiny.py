@@ -56,8 +56,14 @@ def trajectories(count: int, seed: int = 0) -> list[Trajectory]:
         versions = [0 if chosen else -1 for chosen in mask]
         cut, pair = i % 5 == 0, i // 2
         fields = (tuple(x) for x in (ids, mask, logprobs, rewards, versions))
-        made.append(Trajectory(f"t{i:03d}", *fields, cut, pair))
+        made.append(Trajectory(f"t{i:03d}", *fields, cut, pair, roles=_roles(sizes)))
     return made
+
+
+def _roles(sizes: Sequence[int]) -> tuple[int, ...]:
+    """A decision of one token and a query, then a decision and an answer."""
+    asked, searched, shown, answered = sizes
+    return (-1,) * asked + (0,) + (1,) * (searched - 1) + (-1,) * shown + (0,) + (2,) * (answered - 1)
 
 
 def unpacked_plan(sizes: Sequence[int], budget: int, chosen: Sequence[int] | None = None) -> list[list[list[int]]]:

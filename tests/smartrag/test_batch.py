@@ -1,5 +1,7 @@
 """Trajectories as tensors, and how they are cut."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,8 @@ def made(id: str, length: int, *, reward: float = 1.0, truncated: bool = False) 
     """One given token, then `length - 1` chosen ones."""
     mask = (False,) + (True,) * (length - 1)
     rewards = (0.0,) * (length - 1) + (reward,)
-    return Trajectory(id, tuple(range(1, length + 1)), mask, (-0.5,) * length, rewards, (3,) * length, truncated, 0)
+    ids, roles = tuple(range(1, length + 1)), (-1,) + (2,) * (length - 1)
+    return Trajectory(id, ids, mask, (-0.5,) * length, rewards, (3,) * length, truncated, 0, roles)
 
 
 def test_collate_pads_on_the_right() -> None:
@@ -23,6 +26,7 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.mask.tolist() == [[False, True, False, False], [False, True, True, True]]
     assert batch.rewards.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
     assert batch.truncated.tolist() == [False, True]
+    assert batch.roles.tolist() == [[-1, 2, -1, -1], [-1, 2, 2, 2]]
     assert batch.token_ids.dtype == torch.int64
 
 
@@ -36,7 +40,7 @@ def test_collate_refuses_what_could_not_be_learned_from() -> None:
         ((False, False, True), (0.0, -0.2, 1.0), "would be lost"),
         ((False, True), (0.0,) * 3, "differ in length"),
     ]:
-        bad = Trajectory("bad", good.token_ids, mask, good.logprobs, rewards, good.weight_versions, False, 0)
+        bad = replace(good, id="bad", mask=mask, rewards=rewards)
         with pytest.raises(ValueError, match=problem):
             collate([bad], 0)
 

@@ -216,7 +216,8 @@ def test_nothing_of_a_frozen_role_is_trained_on_and_no_reward_is_lost(script: Sc
     assert made.token_ids == whole.token_ids
     theirs = iter(owners)
     assert made.mask == tuple(chosen and next(theirs) in trains for chosen in whole.mask)
-    for name, blank in (("logprobs", 0.0), ("weight_versions", -1)):
+    assert [[*Role][place] for place, chosen in zip(whole.roles, whole.mask, strict=True) if chosen] == owners
+    for name, blank in (("logprobs", 0.0), ("weight_versions", -1), ("roles", -1)):
         kept = zip(getattr(whole, name), made.mask, strict=True)
         assert getattr(made, name) == tuple(x if chosen else blank for x, chosen in kept)
     # A trained token earns all that comes before the next one; the first also what came before it.

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from smartrag import batch, loss, model, packing
+from smartrag import batch, experience, loss, model, packing
 from smartrag.actor_critic import Separate
-from smartrag.choices import KL, Advantage, Critic, Importance, KLIn, Role
+from smartrag.choices import KL, Advantage, Critic, Importance, KLIn, Mean, Role
 from smartrag.config import Algorithm
 from smartrag.model import Policy
 from smartrag.ranks import Ranks, alone
@@ -28,6 +28,7 @@ ALGORITHM = Algorithm(
     critic=Critic.separate,
     kl=KL.k1,
     kl_in=KLIn.reward,
+    loss_mean=Mean.token,
     importance=Importance.token,
     temperature=0.8,
     gamma=0.99,
@@ -45,6 +46,9 @@ ALGORITHM = Algorithm(
     importance_cap=2.0,
     critic_warmup_steps=0,
 )
+
+
+BY_ROLE = replace(ALGORITHM, loss_mean=Mean.role)
 
 
 class Side:
@@ -128,7 +132,9 @@ def test_packing_does_not_change_the_update(budget: int, monkeypatch: pytest.Mon
 GRPO = replace(ALGORITHM, advantage=Advantage.grpo, kl=KL.k3, kl_in=KLIn.loss, importance=Importance.sequence)
 
 
-@pytest.mark.parametrize(("ranks", "algorithm"), [(2, GRPO), (3, ALGORITHM)], ids=["grpo-2", "ppo-3"])
+@pytest.mark.parametrize(
+    ("ranks", "algorithm"), [(2, GRPO), (3, ALGORITHM), (2, BY_ROLE)], ids=["grpo-2", "ppo-3", "roles-2"]
+)
 def test_ranks_do_not_change_the_update(ranks: int, algorithm: Algorithm) -> None:
     """Uneven on purpose: 11 trajectories, small micro-batches, so ranks run out at different times; the samples of a
     question lie on several ranks."""
@@ -145,6 +151,23 @@ def test_ranks_do_not_change_the_update(ranks: int, algorithm: Algorithm) -> Non
     for rank, found in enumerate(on_threads(ranks, work)):
         assert gap(one.parameters(), built[rank].parameters()) < 1e-5
         assert same_but_padding(found, metrics)
+
+
+def test_a_mean_over_roles_is_the_mean_of_each_roles_mean() -> None:
+    """Two decisions, three tokens of queries and one of an answer, of which one rank holds a part."""
+    one = batch.collate([tiny.trajectories(1)[0]], 0)
+    roles = torch.tensor([[-1, 0, 1, 1, 1, -1, 0, 2]])
+    own = replace(one, roles=roles, mask=roles >= 0)
+    losses = torch.randn(roles.shape, generator=torch.Generator().manual_seed(0))
+    weights = experience.role_weights(own, alone())
+    by_hand = sum(losses[roles == role].mean() for role in (0, 1, 2)) / 3
+    assert (weights * losses).sum() / 6 == pytest.approx(by_hand.item(), abs=1e-6)
+    assert weights[~own.mask].sum() == 0
+
+    elsewhere = torch.tensor([3, 0, 0], dtype=torch.float64)  # decisions of another rank: 5 + 3 + 1 tokens, three roles
+    two = Ranks(0, 2, torch.device("cpu"), lambda x: x + elsewhere)
+    found = experience.role_weights(own, two)[0]
+    assert found.tolist() == pytest.approx([0, 9 / 15, 1, 1, 1, 0, 9 / 15, 3])
 
 
 @pytest.mark.parametrize(("count", "algorithm"), [(1, ALGORITHM), (2, GRPO)], ids=["ppo", "grpo"])
@@ -256,8 +279,8 @@ def test_the_policy_climbs_and_the_critic_comes_to_expect_it() -> None:
 
     def episode(i: int, token: int, logp: float) -> Trajectory:
         rewards = (0.0, 0.0, 0.0, float(token % 2 == 0))
-        mask, versions = (False, False, False, True), (-1, -1, -1, 0)
-        return Trajectory(f"{i}", (*prompt, token), mask, (0.0, 0.0, 0.0, logp), rewards, versions, False, i)
+        mask, first = (False, False, False, True), (-1, -1, -1, 0)  # of the only version, by the first role
+        return Trajectory(f"{i}", (*prompt, token), mask, (0.0, 0.0, 0.0, logp), rewards, first, False, i, first)
 
     before, value_losses = probabilities()[::2].sum().item(), []
     for step in range(10):
