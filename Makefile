@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test doctor browser check format docs clean
+.PHONY: help quickstart test chaos doctor browser check format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,6 +14,10 @@ quickstart: $(READY)  ## train a tiny policy through every real component on thi
 
 test: $(READY) check browser  ## everything that needs no GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not gpu"
+
+TRIALS ?= 20
+chaos: $(READY)  ## every fault that is tested for, with TRIALS times as many seeds, and the table of what came of it
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "chaos and not gpu" --trials $(TRIALS)
 
 RUN ?= +experiment=quickstart
 doctor: $(READY)  ## is this machine fit for a run? RUN="+experiment=hotpotqa cluster=one_gpu" names another

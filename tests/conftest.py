@@ -1,4 +1,6 @@
-"""What several tests share: one local Ray for the whole session, chat endpoints that stop with their test."""
+"""What several tests share: one local Ray for the whole session, chat endpoints that stop with their test, the table of
+faults.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,7 +8,51 @@ from typing import Any
 
 import pytest
 
+from tests import fault_table
 from tests.chat_server import Server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--trials", type=int, default=1, help="multiplies the seeds that faults are drawn by")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("fault"):
+            item.add_marker(pytest.mark.chaos)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    row = fault_table.row_of(item)
+    before = row.trials if row else 0
+    try:
+        yield
+    except pytest.skip.Exception:
+        raise
+    except BaseException:
+        fault_table.judged(item, before, passed=False)
+        raise
+    fault_table.judged(item, before, passed=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if rows := list(fault_table.played(config)):
+        terminalreporter.write(fault_table.shown(rows))
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest) -> fault_table.Row:
+    """The row of the table of faults that this test plays."""
+    found = fault_table.row_of(request.node)
+    assert found is not None, "mark the test with fault(number, what)"
+    return found
+
+
+@pytest.fixture
+def trials(request: pytest.FixtureRequest) -> int:
+    """How many times as many seeds as usual are to be tried."""
+    return request.config.getoption("--trials")
 
 
 @pytest.fixture(scope="session")

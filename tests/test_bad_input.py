@@ -327,6 +327,7 @@ FOLDERS = [
 BAD = [*(line(words, words, said) for words, said in WORDS), *COMMANDS, *SAVED, *ROWS, *MODELS, *FOLDERS]
 
 
+@pytest.mark.fault("C1", "something that is read is wrong")
 @pytest.mark.parametrize("bad", BAD, ids=[bad.name.encode("ascii", "replace").decode() for bad in BAD])
 def test_a_bad_input_is_refused_with_what_to_do(bad: Bad, tmp_path: Path) -> None:
     message = bad.refused(tmp_path)

@@ -28,6 +28,7 @@ END_TO_END = [
 ]
 
 
+@pytest.mark.fault("C1", "a whole run is given bad input")
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "spoil", "overrides", "said"), END_TO_END, ids=[case[0] for case in END_TO_END])
 def test_a_run_ends_with_one_message_and_leaves_nothing(
@@ -82,6 +83,7 @@ def test_without_java_the_command_line_says_what_to_do(tmp_path: Path, monkeypat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.fault("C2", "what is resumed does not fit")
 @pytest.mark.slow
 @pytest.mark.parametrize(("to_resume", "code"), [("custom/latest/checkpoints/step_00000003", 3), ("nowhere", 5)])
 def test_what_cannot_be_resumed_ends_before_anything_starts(

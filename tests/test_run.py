@@ -20,6 +20,7 @@ from cluster.checkpoint import verify
 from smartrag.compose import ROOT
 from smartrag.evaluation.evaluate import MEASURES
 from smartrag.ledger import problems
+from tests.fault_table import Row
 from tests.processes import kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
@@ -55,13 +56,15 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _until(done: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> None:
-    deadline = time.monotonic() + timeout_s
+def _until(done: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> float:
+    """Waits, and says how many seconds."""
+    start = time.monotonic()
     while not done():
         said = log.read_text(errors="replace")[-4000:]
         assert driver.poll() is None, f"the driver ended with {driver.returncode}:\n{said}"
-        assert time.monotonic() < deadline, f"nothing happened for {timeout_s} s:\n{said}"
+        assert time.monotonic() < start + timeout_s, f"nothing happened for {timeout_s} s:\n{said}"
         time.sleep(0.5)
+    return time.monotonic() - start
 
 
 def _actors(driver: subprocess.Popen[bytes]) -> dict[str, list[psutil.Process]]:
@@ -83,7 +86,8 @@ def _kill_all(processes: list[psutil.Process]) -> None:
         process.kill()
 
 
-def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path) -> None:
+@pytest.mark.fault("D2", "a worker, a replica, a rank and the driver are killed in one run")
+def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, row: Row) -> None:
     log = tmp_path / "driver.log"
     driver = _start(tmp_path)
     try:
@@ -94,9 +98,9 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path) -
         assert len(actors["RetrievalReplica"]) == 1
         _kill_all(actors["RolloutWorker"])
         _kill_all(actors["RetrievalReplica"])
-        _until(lambda: len(_rows(tmp_path)) >= 2, driver, log)
+        row.trial(recovery_s=_until(lambda: len(_rows(tmp_path)) >= 2, driver, log))
         actors["LearnerRank"][1].kill()
-        _until(lambda: len(_rows(tmp_path)) >= 3, driver, log)
+        row.trial(recovery_s=_until(lambda: len(_rows(tmp_path)) >= 3, driver, log))
         assert "a new one goes on from the newest checkpoint (1 of 3)" in log.read_text(errors="replace")
         kill(driver)
     finally:
@@ -106,6 +110,7 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path) -
     published = max(int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*"))
     assert published >= 2
     resumed = _start(tmp_path, "resume=latest")
+    row.trial(recovery_s=_until(lambda: len(_rows(tmp_path)) >= STEPS, resumed, log))
     code = resumed.wait(timeout=900)
     assert code == 0, log.read_text(errors="replace")[-4000:]
     assert f"{published} of {STEPS} steps are done" in log.read_text(errors="replace")

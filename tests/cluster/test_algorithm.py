@@ -37,12 +37,14 @@ class Algorithm(SmartRAGPPO):
         return found
 
 
+@pytest.mark.fault("L1", "the learner is lost in a step")
 def test_it_goes_on_from_the_newest_checkpoint() -> None:
     algorithm = Algorithm({3: 1, 4: 1})
     assert algorithm.steps() == [1, 2, 3, 3, 4, 5]
     assert algorithm.diary == ["restart", "resume 2", "restart", "resume 4"]
 
 
+@pytest.mark.fault("L7", "the learner is lost again and again")
 def test_restarts_that_bring_nothing_are_counted_and_bounded() -> None:
     assert Algorithm({1: 2, 3: 2}).steps() == [1, 1, 1, 2, 3, 3, 3, 4, 5]
     with pytest.raises(LearnerLost, match="rank 1 died"):

@@ -49,6 +49,7 @@ def test_the_newest_by_number_and_only_as_many_as_wanted(store: Checkpoints) -> 
     assert store.load()[1]["steps_done"] == 100_000_000
 
 
+@pytest.mark.fault("T6", "checkpoints come and go in any order")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.integers(0, 30), min_size=1, max_size=8), keep=st.integers(1, 4))
 def test_the_last_published_is_the_one_that_loads(tmp_path: Path, steps: list[int], keep: int) -> None:
@@ -66,6 +67,7 @@ def test_a_state_with_numbers_for_keys_verifies(store: Checkpoints) -> None:
     assert store.load()[1] == {"by_hops": {"10": 1.0, "2": None}}
 
 
+@pytest.mark.fault("T1", "a save cannot be written")
 def test_nothing_is_published_when_writing_fails(store: Checkpoints) -> None:
     publish(store, 1)
     with pytest.raises(FileNotFoundError), store.publish(2, {}) as tmp:
@@ -107,6 +109,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, n: int) -> Callable[[], int]:
     return lambda: done
 
 
+@pytest.mark.fault("L3", "a crash at the n-th operation of a save")
 def test_a_crash_at_any_write_leaves_the_previous_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     survivors = []
     for n in range(1, 100):
@@ -136,6 +139,7 @@ def test_a_crash_at_any_write_leaves_the_previous_or_the_new(tmp_path: Path, mon
     assert {1, 2} == set(survivors)
 
 
+@pytest.mark.fault("L3", "a save is killed")
 def test_a_killed_save_leaves_a_draft_that_is_never_loaded(store: Checkpoints) -> None:
     publish(store, 1)
     shutil.copytree(store.folder / "step_00000001", store.folder / ".tmp-9-abc")
@@ -161,6 +165,7 @@ def flip(file: Path) -> None:
     file.write_bytes(raw)
 
 
+@pytest.mark.fault("T3", "a bit of a checkpoint is flipped")
 @pytest.mark.parametrize("part", ["learner/policy.bin", "manifest.json"])
 def test_one_flipped_bit_is_refused_by_name(store: Checkpoints, part: str) -> None:
     publish(store, 1)
@@ -171,6 +176,7 @@ def test_one_flipped_bit_is_refused_by_name(store: Checkpoints, part: str) -> No
         store.load(newest)
 
 
+@pytest.mark.fault("T2", "the newest checkpoint is damaged")
 def test_the_one_before_a_damaged_checkpoint_is_taken_with_a_warning(
     store: Checkpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,6 +202,7 @@ def test_going_on_before_a_damaged_checkpoint_does_not_lose_the_good_ones(tmp_pa
     assert names(store) == ["step_00000009"]
 
 
+@pytest.mark.fault("T2", "files of a checkpoint are missing, cut or foreign")
 def test_every_kind_of_damage_says_what_and_where(store: Checkpoints) -> None:
     def damaged(change: Callable[[Path], Any], message: str) -> None:
         publish(store, 5)

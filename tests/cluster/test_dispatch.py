@@ -10,6 +10,7 @@ import pytest
 
 from cluster.dispatch import Dispatch, Flight, RolloutFailed
 from smartrag.types import EpisodeRequest, PoisonQuestion, Question
+from tests.fault_table import Row
 
 PATIENCE_S, LOSSES, ATTEMPTS = 10.0, 4, 3
 
@@ -106,9 +107,10 @@ class World:
             dispatch.lost(flight, ConnectionError("the worker died"))
 
 
+@pytest.mark.fault("R1", "workers crash, hang and stumble at random")
 @pytest.mark.parametrize("workers", [1, 3])
-def test_whatever_happens_every_episode_lands_once(workers: int) -> None:
-    for seed in range(1000):
+def test_whatever_happens_every_episode_lands_once(workers: int, row: Row, trials: int) -> None:
+    for seed in range(1000 * trials):
         rng = random.Random(f"world/{seed}")
         world = World(
             seed,
@@ -122,19 +124,23 @@ def test_whatever_happens_every_episode_lands_once(workers: int) -> None:
             world.hangs = 0
         world.play()
         assert world.landed == Counter(f"e{i}" for i in range(30)), f"seed {seed}"
+        row.trial(lost=30 - len(world.landed), doubled=world.landed.total() - len(world.landed))
 
 
+@pytest.mark.fault("R5", "a question ends every worker it comes to")
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_question_that_ends_workers_is_named_and_no_other(workers: int) -> None:
-    for seed in range(500):
+def test_the_question_that_ends_workers_is_named_and_no_other(workers: int, row: Row, trials: int) -> None:
+    for seed in range(500 * trials):
         poison = random.Random(f"poison/{seed}").randrange(30)
         world = World(seed, poison=f"e{poison}", workers=workers, concurrency=8)
         with pytest.raises(PoisonQuestion) as caught:
             world.play()
         assert caught.value.question == f"q{poison}", f"seed {seed}"
         assert max(world.landed.values(), default=1) == 1
+        row.trial()
 
 
+@pytest.mark.fault("R6", "an episode fails by itself, and its workers too")
 def test_an_episode_that_fails_by_itself_has_its_own_budget() -> None:
     dispatch = Dispatch(requests(1), concurrency=1, attempts=ATTEMPTS, losses=LOSSES, patience_s=1.0)
     for _ in range(ATTEMPTS - 1):
@@ -170,6 +176,7 @@ def test_suspects_fly_alone_one_after_the_other_while_others_go_on() -> None:
     assert dispatch.done
 
 
+@pytest.mark.fault("R7", "an episode comes back after it was given up on")
 def test_a_late_one_that_comes_back_first_is_not_run_again() -> None:
     dispatch = Dispatch(requests(1), concurrency=1, attempts=1, losses=LOSSES, patience_s=1.0)
     (flight,) = dispatch.departures([0], 0.0)
@@ -179,6 +186,7 @@ def test_a_late_one_that_comes_back_first_is_not_run_again() -> None:
     assert dispatch.departures([0], 2.0) == []
 
 
+@pytest.mark.fault("R7", "a worker dies with an episode that was given up on")
 def test_a_late_one_whose_worker_then_dies_is_run_again_once() -> None:
     dispatch = Dispatch(requests(1), concurrency=2, attempts=1, losses=LOSSES, patience_s=1.0)
     (flight,) = dispatch.departures([0], 0.0)

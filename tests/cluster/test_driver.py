@@ -5,6 +5,8 @@ import signal
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from cluster.driver import _loop
 
 ROW = {"reward": 1.0, "em": 1.0, "retrievals_per_question": 0.5, "generated_tokens": 8, "seconds_rollout": 1.0}
@@ -29,6 +31,7 @@ class Algorithm:
         return ROW | {"push/canary_gap": 0.0, "done": False}
 
 
+@pytest.mark.fault("D1", "SIGTERM in a step")
 def test_sigterm_ends_the_step_under_way_and_saves() -> None:
     before = signal.getsignal(signal.SIGTERM)
     algorithm = Algorithm(told=2)

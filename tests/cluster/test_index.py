@@ -122,6 +122,7 @@ def test_bad_rows_are_named_and_nothing_is_left(text: str, said: list[str], tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
+@pytest.mark.fault("Q8", "Lucene loses rows without a word")
 def test_rows_that_lucene_loses_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anserini drops what it cannot read, says "errors: 0" and exits with 0."""
     (tmp_path / "corpus.jsonl").write_text(GOOD + '{"id": "b", "contents"\n' + '{"id": "c", "contents": "text"}\n')
@@ -131,6 +132,7 @@ def test_rows_that_lucene_loses_are_missed(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
+@pytest.mark.fault("Q8", "the building of an index dies")
 def test_a_build_that_dies_leaves_nothing(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "java" / "bin" / "java"
     program.parent.mkdir(parents=True)
@@ -170,6 +172,7 @@ def copy(built: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.fault("Q4", "an index that is not there")
 def test_missing_index(built: Path, tmp_path: Path) -> None:
     absent, empty, bare = tmp_path / "absent", tmp_path / "empty", copy(built, tmp_path / "bare")
     with pytest.raises(IndexProblem) as caught:
@@ -207,6 +210,7 @@ def test_manifest_that_cannot_be_trusted(built: Path, tmp_path: Path) -> None:
             open_manifest(folder)
 
 
+@pytest.mark.fault("Q5", "a bit of an index is flipped")
 def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(built: Path, tmp_path: Path) -> None:
     folder = copy(built, tmp_path / "index")
     names = sorted(open_manifest(folder).files)
@@ -220,6 +224,7 @@ def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(built: Path, tm
     verify(folder)
 
 
+@pytest.mark.fault("Q6", "files of an index are missing, or foreign")
 def test_missing_and_foreign_files_are_all_named(built: Path, tmp_path: Path) -> None:
     folder = copy(built, tmp_path / "index")
     (folder / "segments_9").write_bytes((folder / "segments_1").read_bytes())
@@ -283,6 +288,7 @@ def test_no_java(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("Q3", "a Java that cannot start")
 def test_java_that_cannot_start_aborts_a_child_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "java").touch()  # looks like a runtime, has no libjvm

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from smartrag.compose import ROOT
 
@@ -28,6 +29,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.fault("D2", "the parent of an engine is killed")
 def test_a_child_goes_with_its_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)

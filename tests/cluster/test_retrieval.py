@@ -28,6 +28,7 @@ from smartrag.compose import load
 from smartrag.data.passages import Recipe
 from smartrag.types import Empty, Failed, Hits, Passage, Retrieved
 from tests.cluster.passages import PASSAGES, write
+from tests.fault_table import Row
 
 CONFIG = replace(
     load([]).retriever, k1=0.9, b=0.4, replicas=1, threads=2, cpus=1, heap="256m", batch_wait_ms=50, timeout_s=90
@@ -133,6 +134,7 @@ BAD = {
 }
 
 
+@pytest.mark.fault("Q10", "queries that no analyser was made for")
 @pytest.mark.slow
 def test_bad_queries_leave_their_batch_alone(pool: RetrievalPool) -> None:
     (alone,) = ask(pool, "soup Oslo")
@@ -176,9 +178,9 @@ def test_k_is_at_least_one(pool: RetrievalPool) -> None:
         ray.get(pool.client()._replicas[0].search.remote("Oslo", -3), timeout=60)
 
 
+@pytest.mark.fault("Q1", "the only replica is killed with queries in flight")
 @pytest.mark.slow
-@pytest.mark.chaos
-def test_a_killed_replica_comes_back_and_no_query_is_lost(pool: RetrievalPool) -> None:
+def test_a_killed_replica_comes_back_and_no_query_is_lost(pool: RetrievalPool, row: Row) -> None:
     """One replica of one: the client waits for Ray to start it again. 32 queries are in flight when it dies."""
     queries = ["soup Oslo", "plum", "port Hanoi", "zebra"] * 8
     expected, fingerprint = ask(pool, *queries), pool.fingerprint
@@ -188,6 +190,7 @@ def test_a_killed_replica_comes_back_and_no_query_is_lost(pool: RetrievalPool) -
     killer.start()
     start = time.monotonic()
     assert ask(pool, *queries) == expected
+    row.trial(recovery_s=time.monotonic() - start)
     assert inside(pool, lambda _: os.getpid()) != process
     assert inside(pool, lambda replica: replica.fingerprint()) == fingerprint
     assert pool.restore() == [0]
@@ -255,6 +258,7 @@ def test_a_caller_that_leaves_disturbs_nobody(replica: RetrievalReplica) -> None
     assert asyncio.run(run()) == Hits((Passage("staying", "", 1.0),))
 
 
+@pytest.mark.fault("Q2", "Lucene breaks under a batch")
 def test_a_broken_lucene_is_a_failure_and_not_a_hang(replica: RetrievalReplica) -> None:
     assert asyncio.run(asyncio.wait_for(replica.search("broken", 1), 5)) == Failed("RuntimeError: planted")
     assert asyncio.run(replica.search("fine", 1)) == Hits((Passage("fine", "", 1.0),))
@@ -297,6 +301,7 @@ def away() -> ActorUnavailableError:
     return ActorUnavailableError("planted", b"0" * 16)
 
 
+@pytest.mark.fault("Q1", "a replica is dead")
 def test_a_dead_replica_costs_one_pause() -> None:
     dead, alive = Part(*[away()] * 99), Part()
     for _ in range(4):
@@ -311,6 +316,7 @@ def test_a_lone_replica_is_waited_for_within_one_attempt() -> None:
     assert back.calls == 3
 
 
+@pytest.mark.fault("Q9", "a replica keeps silent")
 def test_a_hung_replica_costs_one_timeout() -> None:
     hung = Part(9.0, 9.0)
     start = time.monotonic()
@@ -318,6 +324,7 @@ def test_a_hung_replica_costs_one_timeout() -> None:
     assert time.monotonic() - start < 1.0
 
 
+@pytest.mark.fault("Q11", "all replicas are away")
 def test_giving_up_says_why_and_in_time() -> None:
     start = time.monotonic()
     for part, reason in [

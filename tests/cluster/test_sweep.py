@@ -53,6 +53,7 @@ def _times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.fault("D2", "the driver of a sweep is killed in a trial")
 def test_a_sweep_survives_its_driver(tmp_path: Path) -> None:
     """Killed in its trial, after the warm-up; a second driver does the rest."""
     home = tmp_path / "quickstart" / "sweeps" / "latest"

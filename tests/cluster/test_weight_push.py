@@ -178,6 +178,7 @@ def test_two_engines_get_every_weight_in_the_documented_order(scene: Scene) -> N
     assert scene.seen(0) == scene.seen(1) == ["connect", *ROUND, *ROUND]  # connected once
 
 
+@pytest.mark.fault("V1", "an engine restarts between two pushes")
 def test_a_restarted_engine_is_taken_into_a_new_group(scene: Scene) -> None:
     scene.push(1)
     ray.kill(scene.members.actors[1], no_restart=False)
@@ -189,6 +190,7 @@ def test_a_restarted_engine_is_taken_into_a_new_group(scene: Scene) -> None:
     assert scene.seen(1) == ["connect", *ROUND]
 
 
+@pytest.mark.fault("V2", "an engine dies or refuses in a weight push")
 @pytest.mark.parametrize("fault", ["die", "refuse"])
 def test_a_push_that_breaks_off_is_repeated(scene: Scene, fault: str) -> None:
     ray.get(scene.members.actors[1].plan.remote(fault))
@@ -204,6 +206,7 @@ def test_a_push_that_breaks_off_is_repeated(scene: Scene, fault: str) -> None:
         assert "disconnect" in scene.seen(1)
 
 
+@pytest.mark.fault("V4", "an engine holds other weights than the learner")
 def test_a_drifted_engine_is_named_and_nobody_serves(scene: Scene) -> None:
     ray.get(scene.members.actors[1].plan.remote("drift"))
     with pytest.raises(CanaryFailed, match=r"engine 1 does not hold.*gap 1 is above cluster.canary_tolerance=1e-06"):

@@ -167,6 +167,7 @@ def test_the_summary_compares_on_the_same_questions(tmp_path: Path, folder: RunF
     assert summary["before"]["retrieval_rate_by_popularity_fifth"] == [1.0] * 5
 
 
+@pytest.mark.fault("D2", "a driver ends between two checkpoints")
 def test_a_resumed_run_asks_exactly_what_the_first_would_have(tmp_path: Path, folder: RunFolder) -> None:
     whole, store = Machines(), Shelf(tmp_path)
     training = _training(tmp_path, whole, store, folder)
@@ -303,6 +304,7 @@ class Mined(Machines):
         yield from super().__call__(requests)
 
 
+@pytest.mark.fault("R5", "a question is set aside in the middle of a run")
 def test_a_question_that_ends_workers_is_set_aside_if_that_is_allowed(tmp_path: Path, folder: RunFolder) -> None:
     strict = _training(tmp_path, Mined(), Shelf(tmp_path / "strict"), folder, small_run("train.steps=5"))
     strict.begin([])
@@ -325,6 +327,7 @@ def test_a_question_that_ends_workers_is_set_aside_if_that_is_allowed(tmp_path: 
         _to_the_end(resumed)
 
 
+@pytest.mark.fault("L5", "no gradient is finite any more")
 def test_three_updates_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, folder: RunFolder) -> None:
     skipped = iter([8.0, 8.0, 7.0, 8.0, 8.0, 8.0])
 
@@ -341,6 +344,7 @@ def test_three_updates_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, 
     assert set(store.states) == {0}, "and nothing was saved of it"
 
 
+@pytest.mark.fault("C2", "a run is resumed on other data")
 def test_a_run_is_not_resumed_on_other_questions(tmp_path: Path, folder: RunFolder) -> None:
     store = Shelf(tmp_path)
     _training(tmp_path, Machines(), store, folder).begin([])
