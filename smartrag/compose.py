@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from smartrag import ROOT  # noqa: F401  for those who ask here for CONF too
 from smartrag import arguments as words
 from smartrag.arguments import CONF, ConfigError, nearest, refuse
 from smartrag.bounds import out_of_bounds
@@ -187,7 +186,7 @@ def _saved(path: Path) -> Any:
         plain = OmegaConf.to_container(config, resolve=False)
         if not isinstance(plain, dict):
             raise Unreadable(f"{path} holds a {type(plain).__name__}, not the settings of a run")
-        if problems := [*_foreign(plain)]:
+        if problems := [*_foreign(plain, [*words.keys(Run)])]:
             raise Unreadable("\n".join(f"{path}: {problem}" for problem in listed(problems, len(problems))))
         config = OmegaConf.merge(OmegaConf.structured(Run), config)
         if lacking := sorted(OmegaConf.missing_keys(config)):
@@ -197,16 +196,16 @@ def _saved(path: Path) -> Any:
         raise Unreadable(f"{path}: {_plainly(error)}") from error
 
 
-def _foreign(node: Any, prefix: str = "") -> Iterator[str]:
-    """What `as_yaml` does not write: names that this version does not know, and what other readers would act upon."""
+def _foreign(node: Any, own: Sequence[str], prefix: str = "") -> Iterator[str]:
+    """What `as_yaml` does not write: names that are not our `own`, and what other readers would act upon."""
     for name, value in node.items():
-        whole, own = f"{prefix}{name}", [*words.keys(Run)]
+        whole = f"{prefix}{name}"
         if "_target_" in str(name):
             yield f"{whole}: nothing is instantiated from a configuration; a run writes no _target_"
         elif whole not in own and not words.free(whole):
             yield f"there is no setting {whole!r} in this version{nearest(whole, own)}"
         elif isinstance(value, dict):
-            yield from _foreign(value, f"{whole}.")
+            yield from _foreign(value, own, f"{whole}.")
         elif "${" in str(value):
             yield f"{whole}: ${{...}} is not looked up; a run writes its settings out"
 

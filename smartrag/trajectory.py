@@ -17,9 +17,12 @@ before the first choice is due to none, and falls on the first. With the decisio
 
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
+from typing import TypeVar
 
 from smartrag.choices import Role
 from smartrag.types import End, Episode, Trajectory
+
+T = TypeVar("T")
 
 _NO_VERSION, _NO_ROLE = -1, -1
 _PLACES = {role: place for place, role in enumerate(Role)}
@@ -57,16 +60,20 @@ def to_trajectory(
         rewards += [0.0] * (before + after - 1) + [reward]
         versions += [_NO_VERSION] * before + list(written.weight_versions)
         roles += [_NO_ROLE] * before + [_PLACES[role] for role in turn.roles]
+
+    def kept(values: Sequence[T], blank: T) -> tuple[T, ...]:
+        return tuple(x if chosen else blank for x, chosen in zip(values, mask, strict=True))
+
     return Trajectory(
         id=episode.id,
         token_ids=tuple(ids),
         mask=tuple(mask),
-        logprobs=tuple(x if chosen else 0.0 for x, chosen in zip(logprobs, mask, strict=True)),
+        logprobs=kept(logprobs, 0.0),
         rewards=tuple(_on_choices(rewards, mask)),
-        weight_versions=tuple(v if chosen else _NO_VERSION for v, chosen in zip(versions, mask, strict=True)),
+        weight_versions=kept(versions, _NO_VERSION),
         truncated=episode.end is End.TRUNCATED,
         group=group,
-        roles=tuple(r if chosen else _NO_ROLE for r, chosen in zip(roles, mask, strict=True)),
+        roles=kept(roles, _NO_ROLE),
     )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from smartrag.compose import CONF, ROOT, ConfigError, as_yaml, change, from_yaml, load
+from smartrag import ROOT
+from smartrag.compose import CONF, ConfigError, as_yaml, change, from_yaml, load
 from smartrag.config import Lora
 from smartrag.evaluation.compare import settings
 

@@ -14,7 +14,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from smartrag.compose import ROOT
+from smartrag import ROOT
 
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docker").iterdir() if path.is_file()}
 MANIFESTS = {name: yaml.safe_load(text) for name, text in TEXTS.items() if name.endswith(".yaml")}

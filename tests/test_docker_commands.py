@@ -18,7 +18,8 @@ from ray.scripts.scripts import cli, start
 from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 
 from cluster.placement import bundles
-from smartrag.compose import ROOT, load
+from smartrag import ROOT
+from smartrag.compose import load
 from tests.commands import in_blocks
 from tests.test_docker import CLUSTERS, MANIFESTS, STAGES, TEXTS
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from smartrag import ROOT
 from smartrag.commands import Bench, Export
-from smartrag.compose import CONF, ROOT, alone, as_yaml, change, load, load_beside
+from smartrag.compose import CONF, alone, as_yaml, change, load, load_beside
 from smartrag.evaluation import compare
 from smartrag.experiments import ablation, sweep
 from smartrag.reference import page

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster import doctor
-from smartrag.compose import ROOT, load
+from smartrag import ROOT
+from smartrag.compose import load
 from smartrag.doctor.finding import ok, problem
 from smartrag.exits import BAD_INPUT, USAGE_ERROR
 

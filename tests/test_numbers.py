@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.weights import WeightPush
+from smartrag import ROOT
 from smartrag.batch import minibatches
-from smartrag.compose import ROOT
 from smartrag.config import Run
 from smartrag.data.load import Dataset
 from smartrag.evaluation.evaluate import COSTS, MEASURES

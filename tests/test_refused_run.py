@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from smartrag.compose import ROOT, load
+from smartrag import ROOT
+from smartrag.compose import load
 from smartrag.evaluation.compare import settings
 from tests.bad_inputs import ROW, append, good_data, good_run, write
 

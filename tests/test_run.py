@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from cluster.checkpoint import verify
-from smartrag.compose import ROOT
+from smartrag import ROOT
 from smartrag.evaluation.evaluate import MEASURES
 from smartrag.ledger import problems
 from tests.fault_table import Row

@@ -79,9 +79,8 @@ def trajectories(run: Run, vocabulary: int) -> list[Trajectory]:
         rewards[-1] = rng.uniform(0, 2)
         logprobs = tuple(-5.0 if chosen else 0.0 for chosen in mask)
         ids = tuple(rng.randrange(vocabulary) for _ in mask)
-        versions = tuple(0 if chosen else -1 for chosen in mask)
-        roles = tuple(0 if chosen else -1 for chosen in mask)
-        made.append(Trajectory(f"t{i:05d}", ids, tuple(mask), logprobs, tuple(rewards), versions, False, i, roles))
+        first = tuple(0 if chosen else -1 for chosen in mask)  # of the first version, by the first role
+        made.append(Trajectory(f"t{i:05d}", ids, tuple(mask), logprobs, tuple(rewards), first, False, i, first))
     return made
 
 

@@ -74,8 +74,7 @@ def _trials(sweep: Sweep, others: Sequence[str]) -> Iterator[Trial]:
     for trial in trials:
         for problem in check(trial.run):
             found.setdefault(problem, []).append(trial.name)
-    if found:
-        refuse([f"at {'; '.join(at)}: {problem}" for problem, at in found.items()])
+    refuse([f"at {'; '.join(at)}: {problem}" for problem, at in found.items()])
     yield from trials
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from cluster.engine_args import engine_args, engine_env
-from smartrag.compose import ROOT, load
+from smartrag import ROOT
+from smartrag.compose import load
 
 
 def test_sampling_is_plain_and_its_logprobs_are_asked_for() -> None:

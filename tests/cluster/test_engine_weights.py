@@ -22,11 +22,11 @@ from cluster.learner import LearnerGroup
 from cluster.rollout import RolloutPool
 from cluster.weights import CanaryFailed, WeightPush, WeightSender
 from cluster.worker import RolloutWorker
-from smartrag import adapters
+from smartrag import ROOT, adapters
 from smartrag.actor_critic import Separate
 from smartrag.batch import collate
 from smartrag.choices import Critic
-from smartrag.compose import ROOT, load
+from smartrag.compose import load
 from smartrag.config import LearnerGroup as LearnerSettings
 from smartrag.config import Lora, Run
 from smartrag.episode import run_episode

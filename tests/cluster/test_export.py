@@ -25,8 +25,9 @@ from cluster.checkpoint import Checkpoints
 from cluster.engine_args import engine_env
 from cluster.export import export
 from launch.export import main
+from smartrag import ROOT
 from smartrag.commands import Export
-from smartrag.compose import ROOT, as_yaml, load
+from smartrag.compose import as_yaml, load
 from smartrag.config import Run
 from smartrag.episode import run_episode
 from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME, USAGE_ERROR

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local_ray import LocalRay
-from smartrag.compose import ROOT
+from smartrag import ROOT
 
 
 @pytest.mark.fault("D7", "a port is taken")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from smartrag.compose import ROOT
+from smartrag import ROOT
 
 PARENT = """
 import multiprocessing, sys, time

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smartrag.compose import ROOT
+from smartrag import ROOT
 from smartrag.evaluation.evaluate import MEASURES
 from tests.processes import kill
 

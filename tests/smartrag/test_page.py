@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smartrag.compose import ROOT
+from smartrag import ROOT
 from smartrag.evaluation.evaluate import COSTS, MEASURES
 from smartrag.log import RunFolder
 from smartrag.report import contrast, page
