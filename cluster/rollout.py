@@ -1,7 +1,7 @@
 """The pool of rollout workers: every episode to one of them, exactly once, whatever happens to them."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from cluster.worker import RolloutWorker, StaleWorker
 from smartrag.config import Cluster
 from smartrag.types import Episode, EpisodeFailed, EpisodeRequest
 
-TICK_S = 1.0  # between two looks at deadlines and lost workers
+TICK_S = 0.1  # between two looks at deadlines and lost workers
 PROBE_EVERY_S = 3.0  # between two looks after lost workers
 PROBE_WAIT_S = 2.0  # for a lost worker to answer; the others' episodes are not collected meanwhile
 SILENCE_S = 10.0  # a worker that let an episode time out and does not answer for so long is restarted
@@ -30,7 +30,7 @@ class RolloutPool:
 
     Each episode is a call of its own to a healthy worker. Lost workers are restarted by Ray; before one gets episodes
     again `on_restored` is called with the numbers of those that came back: set it to bring them the current weights.
-    One iteration at a time.
+    While the learner is at work there are none to bring, and they wait for the next push.
     """
 
     def __init__(
@@ -63,13 +63,14 @@ class RolloutPool:
             actors.append(ray.remote(worker).options(**options, **where).remote(*args))
         self._manager = FaultTolerantActorManager(actors)
         self._trusted: dict[int, str] = {}  # the process of each worker that holds the current weights
+        self._learning = False  # the learner is, so its weights are on their way from one version to the next
         self._suspects: dict[int, float] = {}  # when one of its episodes timed out, if it has finished none since
         self._probe_at = 0.0
         self._alive_at = time.monotonic()
         self._wait_until_ready()
 
-    def __call__(self, requests: Sequence[EpisodeRequest]) -> Iterator[Episode]:
-        """Every episode exactly once, as they finish.
+    def __call__(self, requests: Sequence[EpisodeRequest]) -> Generator[Episode | None]:
+        """Every episode exactly once, as they finish; None where none has for a moment.
 
         Raises RolloutFailed when one failed `cluster.episode_attempts` times or no worker comes back, PoisonQuestion
         when one cost `cluster.episode_losses` workers; what else a worker raises is a bug and comes through as it is.
@@ -90,9 +91,12 @@ class RolloutPool:
                 for flight in dispatch.departures(self._manager.healthy_actor_ids(), now):
                     call = handles[flight.worker].run_episode.remote(flight.request, self._trusted[flight.worker])
                     flights[call] = flight
-                for ref in _landed(flights):
+                landed = _landed(flights)
+                for ref in landed:
                     if (episode := self._result(ref, flights.pop(ref), dispatch)) is not None:
                         yield episode
+                if not landed:
+                    yield None
                 self._look_after({flight.worker for flight in dispatch.overdue(time.monotonic())})
         finally:
             for ref in flights:
@@ -108,11 +112,16 @@ class RolloutPool:
         self._manager.set_actor_state(worker, False)
 
     def rest(self) -> None:
-        """Engines that share GPUs with the learner give them up; the next weight push wakes them."""
+        """The learner is about to work. Engines that share GPUs with it give them up; the next push wakes them."""
+        self._learning = True
         if not self._cluster.colocated:
             return
         refs = [handle.on_engine.remote("sleep") for handle in self.handles().values()]
         ray.get(refs, timeout=self._cluster.call_timeout_s)
+
+    def pushed(self) -> None:
+        """The weights that the learner came to are out."""
+        self._learning = False
 
     def close(self) -> None:
         """Ends the workers, their engines first: these are processes of their own, and would for a while outlive the
@@ -173,6 +182,10 @@ class RolloutPool:
                 self._restart(worker)
         names = self._identities(answered, PROBE_WAIT_S)
         fresh = [worker for worker, name in names.items() if self._trusted.get(worker) != name]
+        if self._learning and fresh:  # they live, and wait for the next push
+            self._alive_at = time.monotonic()
+            names = {worker: name for worker, name in names.items() if worker not in fresh}
+            fresh = []
         for worker, name in names.items():
             self._trusted[worker] = name
             self._manager.set_actor_state(worker, True)

@@ -169,10 +169,12 @@ class System:
         self.retrieval.restore()
         self._version = version
         try:
-            return self._push(version)
+            figures = self._push(version)
         except PushFailed:
             self.learner.check()
             raise
+        self.rollout.pushed()
+        return figures
 
     def restart_learner(self) -> None:
         """See LearnerGroup.restart; weights go out from the new ranks."""

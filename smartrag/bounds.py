@@ -97,6 +97,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup.endpoint.max_void_share", 0.0, 1.0),
     ("warmup.share", 1e-6, 1 - 1e-6),
     ("train.steps", 0, 1 << 31),
+    ("train.max_staleness", 0, 64),
     ("train.set_aside", 0, 1 << 20),
     ("train.episodes", 1, 1 << 20),
     ("train.evaluate_every", 0, 1 << 31),

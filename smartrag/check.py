@@ -61,6 +61,11 @@ def check(run: Run) -> list[str]:
         )
     if run.cluster.colocated != (run.cluster.weights is WeightBackend.ipc):
         problems.append("cluster.colocated=true and cluster.weights=ipc go together: both or neither")
+    if run.cluster.colocated and run.train.max_staleness:
+        problems.append(
+            f"train.max_staleness={run.train.max_staleness}, but cluster.colocated=true: engines sleep while the "
+            "learner works, so nothing can be begun ahead; set it to 0, or give the learner GPUs of its own"
+        )
     return problems
 
 

@@ -217,6 +217,7 @@ class Warmup:
 @dataclass(kw_only=True, slots=True)
 class Loop:
     steps: int  # PPO steps
+    max_staleness: int  # versions that weights may be older than those that learn from what they wrote; 0: synchronous
     set_aside: int  # questions left out, at most, because workers end on them; one more ends the run
     episodes: int  # of one step
     quotas: list[int]  # drawn from for each question of a step; empty: always algorithm.quota

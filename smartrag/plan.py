@@ -5,16 +5,54 @@ Each data set is gone through in a new order each epoch, every question of it on
 """
 
 import functools
+import logging
 import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, pairwise
 
+from smartrag.config import Run
 from smartrag.data.rows import DataError
 from smartrag.episode import episode_id
-from smartrag.types import EpisodeRequest, Question
+from smartrag.types import EpisodeRequest, PoisonQuestion, Question
+
+logger = logging.getLogger("smartrag")
 
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 spread most evenly (Weyl 1916; Knuth TAOCP 3, 6.4)
+
+
+class Plan:
+    """What each step of a run asks of `questions`, but for those that have been set aside."""
+
+    def __init__(self, run: Run, questions: Sequence[Question]):
+        self._run, self._questions = run, questions
+        self.set_aside: list[str] = []  # ids of questions that workers end on
+        self.leave_out([])
+
+    def __call__(self, step: int) -> list[EpisodeRequest]:
+        run = self._run
+        return step_requests(
+            run.seed,
+            step,
+            self._pools,
+            run.data.mix,
+            episodes=run.train.episodes,
+            samples=run.algorithm.samples,
+            quotas=run.training_quotas,
+            ks=run.train.ks or [run.retriever.k],
+        )
+
+    def leave_out(self, ids: Sequence[str]) -> None:
+        """These are set aside, and no others. Raises DataError where nothing is left to ask."""
+        self.set_aside = list(ids)
+        self._pools = pools([q for q in self._questions if q.id not in self.set_aside], self._run.data.mix)
+
+    def avoid(self, error: PoisonQuestion) -> None:
+        """Sets its question aside as well. Raises the error where `train.set_aside` are so already."""
+        if len(self.set_aside) >= self._run.train.set_aside:
+            raise error
+        logger.warning("%s. It is set aside and its step is begun again", error)
+        self.leave_out([*self.set_aside, error.question])
 
 
 def pools(train: Sequence[Question], names: Collection[str]) -> dict[str, tuple[Question, ...]]:

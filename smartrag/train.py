@@ -1,5 +1,7 @@
 """The run: warm-up, then roll out -> feedback -> update -> publish, with an evaluation before and after.
 
+While the learner is at work the episodes of the steps to come may be under way (`train.max_staleness`, prefetch.py).
+
 `Training` knows its counterparts only through the Protocols of `types.py`; which machines stand behind them is
 `cluster`'s affair. All that a step needs derives from (seed, step), so a resumed run goes on as if never stopped.
 """
@@ -10,8 +12,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,13 @@ from smartrag.evaluation import evaluate
 from smartrag.exam import Exam
 from smartrag.feedback import Feedback
 from smartrag.log import RunFolder
-from smartrag.plan import pools, step_requests
+from smartrag.plan import Plan
+from smartrag.prefetch import Prefetch, staleness
 from smartrag.prompt import Prompt
 from smartrag.types import (
     Episode,
-    EpisodeRequest,
     Gate,
     Learner,
-    PoisonQuestion,
     Publish,
     Retrieve,
     Rollout,
@@ -49,6 +51,17 @@ SKIPPED = 3  # PPO steps in a row none of whose optimiser steps was finite
 
 class Diverged(RuntimeError):
     """Gradients are no numbers any more. The parameters are those of the last finite step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What the learner made of a step's episodes."""
+
+    trajectories: list[Trajectory]
+    told: dict[str, float]  # by the environment
+    metrics: dict[str, float]  # of the update; none where frozen roles wrote all there is
+    feedback_s: float
+    update_s: float
 
 
 class Training:
@@ -71,8 +84,9 @@ class Training:
         self.splits = census(
             {"warmup": self.warmup_questions, "ppo": self.ppo_questions, "dev": data.dev, "test": data.test}
         )
-        self.set_aside: list[str] = []  # ids of questions that workers end on
-        self._pools = pools(self.ppo_questions, run.data.mix)
+        self.plan = Plan(run, self.ppo_questions)
+        self.prefetch = Prefetch(rollout, self.plan, steps=run.train.steps, max_staleness=run.train.max_staleness)
+        self._at_work = ThreadPoolExecutor(1, thread_name_prefix="learner")  # the driver's own looks after the rollout
         self.steps_done = 0
         self._skipped = 0  # PPO steps in a row that taught nothing because gradients were not finite
         self._saved = -1  # steps done at the newest checkpoint
@@ -135,12 +149,13 @@ class Training:
                 "and warmup.share that the run began with, or start a new one"
             )
         folder, state = self.store.load(checkpoint)
+        self.prefetch.drop()
         self.rollout.rest()
         self.learner.load(str(folder / "learner"))
         self.steps_done, self.summary = state["steps_done"], state["summary"]
         self._saved = self.steps_done
         self.seconds |= state["seconds"]
-        self._leave_out(state["set_aside"])
+        self.plan.leave_out(state["set_aside"])
         self.feedback.price = replace(self.feedback.price, **state["price"])
         self.folder.rewind(self.steps_done)
         self._push()
@@ -148,33 +163,33 @@ class Training:
 
     def step(self) -> dict[str, float]:
         """One PPO step; returns its row of metrics.jsonl. Raises Diverged, and what its counterparts raise."""
-        number = self.steps_done
-        with self._timed("rollout") as rollout_s:
-            requests, episodes = self._roll_out(number)
-        with self._timed("feedback") as feedback_s:
-            trajectories, told = self.feedback(episodes, number)
-        self.rollout.rest()
-        with self._timed("update") as update_s:  # frozen roles may have written all there is
-            learned = self.learner.update(trajectories, number) if trajectories else {}
+        number, began = self.steps_done, time.monotonic()
+        with self._timed("rollout") as waited_s:
+            rolled = self.prefetch.take(number)
+        with self._timed("update"):
+            learned = self._learn(rolled.episodes, number)
         self.steps_done += 1
         row: dict[str, float] = {
             "step": self.steps_done,
-            **self.exam.means(episodes, requests),
-            **told,
-            **learned,
+            **self.exam.means(rolled.episodes, rolled.requests),
+            **learned.told,
+            **learned.metrics,
+            **staleness(learned.trajectories, number),
             **self._push(),
-            "generated_tokens": sum(len(turn.completion.token_ids) for e in episodes for turn in e.turns),
-            "seconds_rollout": rollout_s(),
-            "seconds_feedback": feedback_s(),
-            "seconds_update": update_s(),
+            "generated_tokens": sum(len(turn.completion.token_ids) for e in rolled.episodes for turn in e.turns),
+            "seconds_rollout": rolled.seconds,
+            "seconds_waiting": waited_s(),
+            "seconds_feedback": learned.feedback_s,
+            "seconds_update": learned.update_s,
+            "seconds_step": time.monotonic() - began,
         }
         if self.run.train.evaluate_every and self.steps_done % self.run.train.evaluate_every == 0:
             with self._timed("evaluation"):
                 row |= self.exam.dev(self.steps_done)
         self.folder.metrics(row)
-        self.folder.learned_from(ledger.entry(self.steps_done, episodes))
-        self._show(episodes, trajectories)
-        self._check_finite(learned)
+        self.folder.learned_from(ledger.entry(self.steps_done, rolled.episodes))
+        self._show(rolled.episodes, learned.trajectories)
+        self._check_finite(learned.metrics)
         if self.steps_done % self.run.train.save_every == 0 or self.done:
             self.save()
         return row
@@ -201,7 +216,7 @@ class Training:
             "steps_done": self.steps_done,
             "summary": self.summary,
             "seconds": dict(self.seconds),
-            "set_aside": self.set_aside,
+            "set_aside": self.plan.set_aside,
             "price": {"multiplier": self.feedback.price.multiplier, "excess": self.feedback.price.excess},
         }
         with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
@@ -209,22 +224,20 @@ class Training:
             self.learner.export(str(folder / "policy"))
         self._saved = self.steps_done
 
-    def _roll_out(self, step: int) -> tuple[list[EpisodeRequest], list[Episode]]:
-        """The step's requests and their episodes. All are run again when a question has to be set aside."""
-        while True:
-            requests = self._plan(step)
-            try:
-                return requests, evaluate.run_all(self.rollout, requests)
-            except PoisonQuestion as error:
-                if len(self.set_aside) >= self.run.train.set_aside:
-                    raise
-                logger.warning("%s. It is set aside and the step is begun again", error)
-                self._leave_out([*self.set_aside, error.question])
+    def _learn(self, episodes: Sequence[Episode], step: int) -> Learned:
+        """Feedback and update; meanwhile the episodes of later steps are collected, if they may be begun already."""
+        self.rollout.rest()
+        learning = self._at_work.submit(self._feedback_and_update, episodes, step)
+        while not learning.done() and self.prefetch.ahead(step):
+            pass
+        return learning.result()
 
-    def _leave_out(self, questions: list[str]) -> None:
-        """Sets these aside. Raises DataError where nothing is left to ask."""
-        self.set_aside = questions
-        self._pools = pools([q for q in self.ppo_questions if q.id not in questions], self.run.data.mix)
+    def _feedback_and_update(self, episodes: Sequence[Episode], step: int) -> Learned:
+        start = time.monotonic()
+        trajectories, told = self.feedback(episodes, step)
+        graded = time.monotonic()
+        metrics = self.learner.update(trajectories, step) if trajectories else {}
+        return Learned(trajectories, told, metrics, graded - start, time.monotonic() - graded)
 
     def _check_finite(self, learned: Mapping[str, float]) -> None:
         """Raises Diverged. A step that is not finite leaves all parameters as they were; one or two may happen."""
@@ -236,19 +249,6 @@ class Training:
                 f"{self.steps_done}; lower learner.learning_rate or learner.critic_learning_rate, see policy_loss and "
                 f"value_loss in {self.folder.folder / 'metrics.jsonl'} for which, and resume from a checkpoint before"
             )
-
-    def _plan(self, step: int) -> list[EpisodeRequest]:
-        run = self.run
-        return step_requests(
-            run.seed,
-            step,
-            self._pools,
-            run.data.mix,
-            episodes=run.train.episodes,
-            samples=run.algorithm.samples,
-            quotas=run.training_quotas,
-            ks=run.train.ks or [run.retriever.k],
-        )
 
     def _push(self) -> dict[str, float]:
         with self._timed("push"):

@@ -5,7 +5,7 @@
 Shapes: B trajectories, T tokens of one trajectory, G tokens of one generation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -222,13 +222,17 @@ class Retrieve(Protocol):
 class Rollout(Protocol):
     """Runs episodes to their end, in any order, each exactly once.
 
+    Yields None now and then while none has landed, so that whoever waits can see to other things. To go on with it
+    while the learner works is allowed, and several at a time are. Closing it gives up what has begun.
+
     Raises PoisonQuestion where one question is to blame that it cannot, something else where the infrastructure is.
     """
 
-    def __call__(self, requests: Sequence[EpisodeRequest]) -> Iterator[Episode]: ...
+    def __call__(self, requests: Sequence[EpisodeRequest]) -> Generator[Episode | None]: ...
 
     def rest(self) -> None:
-        """The learner is about to work: engines that share its devices give them up until the next push."""
+        """The learner is about to work, until the next push: engines that share its devices give them up, and nobody
+        can be brought its weights."""
 
 
 class Learner(Protocol):

@@ -58,6 +58,8 @@ WORDS = [
     ("reward.exact_match=0 reward.f1=0", "no answer would be worth anything"),
     ("cluster.weights=nccl", "does not fit the devices; use gloo"),
     ("learner.gpus=1", "both or neither"),
+    ("train.max_staleness=-1", "train.max_staleness must be between 0 and 64, got -1"),
+    ("cluster=one_gpu train.max_staleness=1", "engines sleep while the learner works, so nothing can be begun ahead"),
     ("model.lora={rank:8,alpha:16}", "model.lora.targets=... must be given"),
     ("model.lora={rank:0,alpha:16,targets:[q_proj]}", "model.lora.rank must be between 1 and 4096, got 0"),
     ("model.lora={rank:8,alpha:16,targets:[]}", "model.lora.targets names no layer"),

@@ -30,9 +30,13 @@ SMALL = (
     *("+experiment=quickstart", f"train.steps={STEPS}", "train.episodes=16", "train.save_every=1"),
     *("warmup.steps=2", "warmup.batch=8"),
     *("data.train_questions=200", "data.dev_questions=8", "data.test_questions=12"),
-    *("train.evaluate_every=2", "log.wandb=offline"),
-    # What a token's log-prob is to the last bit depends on what is computed beside it, and on what of it is cached.
-    *("cluster.engine.concurrency=1", "+cluster.engine.engine_args.enable_prefix_caching=false"),
+    "log.wandb=offline",
+)
+# What a token's log-prob is to the last bit depends on what is computed beside it, and on what of it is cached.
+EXACT = (
+    "cluster.engine.concurrency=1",
+    "+cluster.engine.engine_args.enable_prefix_caching=false",
+    "train.evaluate_every=2",
 )
 TIMES = ("seconds", "push/")  # metrics that differ from one run to the next begin so
 
@@ -89,7 +93,7 @@ def _kill_all(processes: list[psutil.Process]) -> None:
 @pytest.mark.fault("D2", "a worker, a replica, a rank and the driver are killed in one run")
 def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, row: Row) -> None:
     log = tmp_path / "driver.log"
-    driver = _start(tmp_path)
+    driver = _start(tmp_path, *EXACT)
     try:
         _until(lambda: len(_rows(tmp_path)) >= 1, driver, log)
         actors = _actors(driver)
@@ -109,7 +113,7 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, r
     checkpoints = tmp_path / "quickstart" / "latest" / "checkpoints"
     published = max(int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*"))
     assert published >= 2
-    resumed = _start(tmp_path, "resume=latest")
+    resumed = _start(tmp_path, *EXACT, "resume=latest")
     row.trial(recovery_s=_until(lambda: len(_rows(tmp_path)) >= STEPS, resumed, log))
     code = resumed.wait(timeout=900)
     assert code == 0, log.read_text(errors="replace")[-4000:]
@@ -120,10 +124,24 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, r
     _check_equal(folder, _undisturbed(tmp_path / "calm"))
 
 
+def test_engines_and_learner_work_at_the_same_time(tmp_path: Path) -> None:
+    """Steps are rolled out while the learner works on the one before, and the weights change in their middle."""
+    driver = _start(tmp_path, "train.max_staleness=1", "train.gates=false", "cluster.engine.concurrency=8")
+    assert driver.wait(timeout=900) == 0, (tmp_path / "driver.log").read_text(errors="replace")[-4000:]
+    rows, folder = _rows(tmp_path), tmp_path / "quickstart" / "latest"
+    ledger = _lines(folder / "ledger.jsonl")
+    assert list(problems(ledger, seed=0, episodes=16, staleness=1)) == []
+    assert any(len(row["versions"]) == 2 or row["versions"] == [row["step"] - 2] for row in ledger[1:])
+    assert [row["staleness_max"] for row in rows] == [row["step"] - 1 - row["versions"][0] for row in ledger]
+    assert any(row["seconds_waiting"] < 0.9 * row["seconds_rollout"] for row in rows[1:]), "nothing overlapped"
+    assert all(row["push/canary_gap"] < 0.01 and row["skipped_steps"] == 0 for row in rows)
+    assert all(row["first_ratio_deviation"] < 1e-4 for row in rows), "the ratio is to the policy at the update's start"
+
+
 def _undisturbed(runs: Path) -> Path:
     """The same run, which nobody disturbs."""
     runs.mkdir()
-    code = _start(runs, "train.gates=false").wait(timeout=900)
+    code = _start(runs, *EXACT, "train.gates=false").wait(timeout=900)
     assert code == 0, (runs / "driver.log").read_text(errors="replace")[-4000:]
     return runs / "quickstart" / "latest"
 

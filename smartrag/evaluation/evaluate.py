@@ -47,6 +47,8 @@ def run_all(rollout: Rollout, wanted: Sequence[EpisodeRequest]) -> list[Episode]
     """The episodes in the order of their requests, whatever order they finished in."""
     done: dict[str, Episode] = {}
     for episode in rollout(wanted):
+        if episode is None:
+            continue
         assert episode.id not in done, f"episode {episode.id} came twice"
         done[episode.id] = episode
     return [done[request.id] for request in wanted]

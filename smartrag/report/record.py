@@ -111,7 +111,7 @@ def _read_summary(folder: Path, record: Record) -> None:
     )
     seed = record.setting("seed", 0)
     record.summary = {name: evaluate.summary(_columns(rows), seed) for name, rows in record.asked.items() if rows}
-    phases = {"rollout": "seconds_rollout", "feedback": "seconds_feedback", "update": "seconds_update"}
+    phases = {"rollout": "seconds_waiting", "feedback": "seconds_feedback", "update": "seconds_update"}
     phases["push"] = "push/seconds"
     if record.rows:
         record.summary["seconds"] = {

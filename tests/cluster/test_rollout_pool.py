@@ -99,6 +99,10 @@ def pool(folder: Path, **changes: Any) -> Iterator[RolloutPool]:
         made.close()
 
 
+def landed(rollout: RolloutPool, wanted: list[EpisodeRequest]) -> list[Episode]:
+    return [episode for episode in rollout(wanted) if episode is not None]
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RolloutPool, Path]]:
     folder = tmp_path_factory.mktemp("pool")
@@ -113,7 +117,7 @@ def test_every_episode_once_though_workers_die_and_episodes_fail(
     rollout, _ = shared
     for _ in range(trials):
         wanted = requests(*["plain"] * 6, "kill", *["plain"] * 6, "flaky", "kill", *["plain"] * 6)
-        found = Counter(episode.id for episode in rollout(wanted))
+        found = Counter(episode.id for episode in landed(rollout, wanted))
         row.trial(lost=len({r.id for r in wanted} - set(found)), doubled=found.total() - len(found))
         assert found == Counter(request.id for request in wanted)
 
@@ -136,10 +140,47 @@ def test_a_restarted_worker_serves_only_current_weights(tmp_path: Path) -> None:
         rollout.on_restored = push
         for handle in rollout.handles().values():  # while idle, so nobody is told
             ray.kill(handle, no_restart=False)
-        episodes = list(rollout(requests(*["plain"] * 8)))
+        episodes = landed(rollout, requests(*["plain"] * 8))
         assert {version for e in episodes for t in e.turns for version in t.completion.weight_versions} == {5}
         assert len(episodes) == 8
         assert pushes[1:], "nobody brought the new processes their weights"
+
+
+@pytest.mark.fault("V1", "workers restart while the learner is at work")
+def test_workers_that_restart_while_the_learner_works_wait_for_its_push(tmp_path: Path) -> None:
+    with pool(tmp_path) as rollout:
+        pushes: list[list[int]] = []
+
+        def push(restored: list[int]) -> None:
+            pushes.append(restored)
+            ray.get([handle.on_engine.remote("set", 5) for handle in rollout.handles().values()])
+
+        rollout.on_restored = push
+        rollout.rest()
+        for handle in rollout.handles().values():
+            ray.kill(handle, no_restart=False)
+        arriving = rollout(requests(*["plain"] * 8))
+        deadline = time.monotonic() + 8  # they are back, and asked who they are, before that
+        while time.monotonic() < deadline:
+            assert next(arriving) is None, "an episode by weights that nobody pushed"
+        assert pushes == []
+        rollout.pushed()
+        episodes = [episode for episode in arriving if episode is not None]
+        assert {version for e in episodes for t in e.turns for version in t.completion.weight_versions} == {5}
+        assert (len(episodes), len(pushes)) == (8, 1)
+
+
+def test_several_iterations_at_a_time_and_one_that_is_closed(shared: tuple[RolloutPool, Path]) -> None:
+    rollout, folder = shared
+    ahead, given_up, now = (requests(*["plain"] * 12) for _ in range(3))
+    first, second = rollout(ahead), rollout(given_up)
+    begun = [next(first), next(second)]
+    second.close()
+    between = landed(rollout, now)
+    rest = [episode for episode in (begun[0], *first) if episode is not None]
+    assert sorted(episode.id for episode in between) == sorted(request.id for request in now)
+    assert sorted(episode.id for episode in rest) == sorted(request.id for request in ahead)
+    assert all((folder / request.id).read_text() == "x" for request in (*ahead, *now)), "none was run twice"
 
 
 def test_attempts_exhausted_is_an_error_that_names_the_episode(shared: tuple[RolloutPool, Path]) -> None:
@@ -148,7 +189,7 @@ def test_attempts_exhausted_is_an_error_that_names_the_episode(shared: tuple[Rol
     with pytest.raises(RolloutFailed, match=r"0002broken.* \(q2\) failed 3 times.*EpisodeFailed.*planted"):
         list(rollout(wanted))
     assert (folder / wanted[2].id).read_text() == "xxx"
-    assert len(list(rollout(requests("plain")))) == 1  # the pool outlives it
+    assert len(landed(rollout, requests("plain"))) == 1  # the pool outlives it
 
 
 @pytest.mark.fault("R5", "a question kills every worker it comes to")
@@ -178,7 +219,7 @@ def test_two_episodes_of_one_id_are_refused(shared: tuple[RolloutPool, Path]) ->
 def test_a_late_episode_is_run_again_and_given_once(tmp_path: Path) -> None:
     with pool(tmp_path, call_timeout_s=1.5) as rollout:
         wanted = requests("hang", *["plain"] * 200)
-        ids = [episode.id for episode in rollout(wanted)]
+        ids = [episode.id for episode in landed(rollout, wanted)]
         assert sorted(ids) == sorted(request.id for request in wanted)
         assert (tmp_path / wanted[0].id).read_text() == "xx"
 
@@ -187,7 +228,7 @@ def test_a_late_episode_is_run_again_and_given_once(tmp_path: Path) -> None:
 def test_a_frozen_worker_is_restarted(tmp_path: Path) -> None:
     engine = dataclasses.replace(cluster().engine, workers=1)
     with pool(tmp_path, engine=engine, call_timeout_s=2.0) as rollout:
-        assert len(list(rollout(requests("freeze")))) == 1
+        assert len(landed(rollout, requests("freeze"))) == 1
 
 
 def test_workers_that_do_not_fit_are_an_error_in_time(tmp_path: Path) -> None:

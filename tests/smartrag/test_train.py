@@ -317,10 +317,10 @@ def test_a_question_that_ends_workers_is_set_aside_if_that_is_allowed(tmp_path: 
     training.begin([])
     _to_the_end(training)
     assert [len(step) for step in machines.learned] == [4] * 5, "every update has all its episodes"
-    assert training.set_aside == ["q3"]
+    assert training.plan.set_aside == ["q3"]
     resumed = _training(tmp_path, machines, store, folder, run)
     resumed.resume()
-    assert resumed.set_aside == ["q3"]
+    assert resumed.plan.set_aside == ["q3"]
     machines.mine = "q4"
     resumed.steps_done = 0
     with pytest.raises(PoisonQuestion, match="q4 cost"):
