@@ -24,6 +24,7 @@ from smartrag.config import Run
 from smartrag.data.rows import DataError
 from smartrag.log import RunFolder, versions
 from smartrag.report import page, plot
+from smartrag.tracking import Tracker
 from smartrag.train import Training
 
 logger = logging.getLogger("smartrag")
@@ -78,7 +79,7 @@ class SmartRAGPPO(Algorithm):
             self.training = Training(
                 run, found.data, system.rollout, system.learner, system.publish, store, self.folder
             )
-            self.folder.start_wandb(run.log, asdict(run), self.folder.folder.name)
+            self.folder.track(Tracker(run, asdict(run), self.folder.folder, self.folder.rows()))
             if run.resume is not None:
                 self.training.resume(resume.named(run))
                 return
@@ -98,6 +99,7 @@ class SmartRAGPPO(Algorithm):
         self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         plot.curves(self.folder.rows(), summary, self.folder.folder / "curves.png")
         page.write(self.folder.folder)
+        self.folder.close(summary)
         return {"done": True}
 
     def _train(self) -> dict[str, Any]:

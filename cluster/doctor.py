@@ -33,10 +33,10 @@ from smartrag.doctor import machine as on_machine
 from smartrag.doctor import needs, outside
 from smartrag.doctor.finding import Finding, Level, ok, problem, refused, show
 from smartrag.exits import BAD_INPUT
-from smartrag.log import wandb_out_of_reach
 from smartrag.model_folder import parameters
 from smartrag.origin import Origin, find
 from smartrag.reach import address, why_not
+from smartrag.tracking import wandb_out_of_reach
 
 _KNOCK_S = 3.0  # for one answer over the network
 _CHILD_S = 28.0  # for a child that starts a JVM or imports torch

@@ -3,13 +3,14 @@
 LearnerGroup.update(trajectories) -> minibatches -> one share a rank -> LearnerRank.update -> smartrag.update
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.rank import LearnerRank
 from cluster.weights import gather, rendezvous
@@ -17,6 +18,8 @@ from smartrag import batch
 from smartrag.config import Run
 from smartrag.types import Trajectory
 from smartrag.update import update_seed
+
+RETRY_S = 3.0  # between two starts of ranks that ended at once
 
 
 class LearnerLost(RuntimeError):
@@ -34,11 +37,25 @@ class LearnerGroup:
     def __init__(self, run: Run, path: Path, strategies: Sequence[Any] | None = None):
         self.run, self._path, self._strategies = run, path, strategies
         self.ranks: list[ActorHandle] = []
-        self.restart()
+        self._start()
 
     def restart(self) -> None:
-        """New ranks in the seats of the old ones, which end; they know nothing until they have loaded a checkpoint."""
-        self.close()
+        """New ranks in the seats of the old ones, which end; they know nothing until they have loaded a checkpoint.
+
+        For a while Ray may offer seats on a node that is no more: ranks that end at once are started again, elsewhere
+        as soon as Ray has noticed, until `cluster.placement_timeout_s` are over.
+        """
+        deadline = time.monotonic() + self.run.cluster.placement_timeout_s
+        while True:
+            self.close()
+            try:
+                return self._start()
+            except LearnerLost as error:
+                if not isinstance(error.__cause__, RayActorError) or time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_S)
+
+    def _start(self) -> None:
         group = self.run.learner
         actor: Any = ray.remote(LearnerRank)
         for rank in range(group.ranks):

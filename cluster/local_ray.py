@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 _START_S, _STOP_S = 240.0, 20.0
+_IP = "127.0.0.2"  # loopback; Ray replaces 127.0.0.1 by an address of the network
 
 
 class LocalRay:
@@ -27,6 +28,7 @@ class LocalRay:
         self.num_cpus = num_cpus
         self._folder = Path(tempfile.mkdtemp(prefix="smartrag-ray-"))
         self._dashboard = _free_port()
+        self.address = f"{_IP}:{_free_port()}"  # for other nodes to join at
         self._said = ""
         token = self._folder / "token"
         token.touch(mode=0o600)
@@ -45,8 +47,8 @@ class LocalRay:
         with log.open("w") as out:
             self._head = subprocess.Popen(
                 [
-                    *("ray", "start", "--head", "--block", "--node-ip-address=127.0.0.2", "--disable-usage-stats"),
-                    *(f"--port={_free_port()}", f"--num-cpus={self.num_cpus}", "--num-gpus=0"),
+                    *("ray", "start", "--head", "--block", f"--node-ip-address={_IP}", "--disable-usage-stats"),
+                    *(f"--port={self.address.rpartition(':')[2]}", f"--num-cpus={self.num_cpus}", "--num-gpus=0"),
                     *("--dashboard-host=127.0.0.1", f"--dashboard-port={self._dashboard}"),
                     # Any free port: on its usual one, taken by another Ray, the agent would live on but take no jobs.
                     "--dashboard-agent-listen-port=0",

@@ -1,7 +1,6 @@
 """A weight push as the driver conducts it. What leaves the learner is in `cluster/sender.py`."""
 
 import math
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from cluster import door
 from cluster.sender import PushFailed, WeightSender
 from cluster.wire import Meta, buckets, dtype_of
 from smartrag.choices import WeightBackend
@@ -255,11 +255,9 @@ def _bytes(meta: Meta) -> int:
 
 
 def rendezvous(_actor: Any) -> tuple[str, int]:
-    """Where others can meet an actor: address of its node, and a port free there. For `actor.__ray_call__`."""
+    """Where others can meet an actor: address of its node, and a port that it holds. For `actor.__ray_call__`."""
     host = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return host, probe.getsockname()[1]
+    return host, door.hold(host)
 
 
 def _brief(error: Exception) -> str:

@@ -10,6 +10,10 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from cluster.door import meet
+
+JOIN_S = 120.0  # for everybody to come to a new group; a push that fails is begun again
+
 Meta = tuple[str, str, Sequence[int]]  # Hugging Face name, dtype ("float32"), shape
 
 
@@ -76,12 +80,12 @@ def use_interface_of(ip: str) -> None:
 def gloo_group(host: str, port: int, rank: int, world_size: int, timeout_s: float) -> dist.ProcessGroupGloo:
     """A group of its own, beside whatever torch.distributed runs in this process. Rank 0 opens `port` on `host`.
 
-    Blocks until all have joined. Raises RuntimeError after `timeout_s`. It is left by dropping the last reference: that
+    Blocks until all have joined. Raises RuntimeError when that takes longer than JOIN_S, and in every later collective
+    after `timeout_s`. It is left by dropping the last reference: that
     closes the sockets and frees every peer at once, which `shutdown()` and `abort()` do not.
     """
-    timeout = timedelta(seconds=timeout_s)
-    store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout)
-    return dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, world_size, timeout)
+    store = meet(host, port, rank=rank, count=world_size, timeout_s=min(timeout_s, JOIN_S))
+    return dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, world_size, timedelta(seconds=timeout_s))
 
 
 def broadcast(group: dist.ProcessGroupGloo, flat: torch.Tensor) -> None:

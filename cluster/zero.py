@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cluster.door import meet
 from smartrag import adapters
 from smartrag.choices import Precision
 from smartrag.config import LearnerGroup
@@ -35,9 +36,10 @@ def join(rank: int, count: int, host: str, port: int, *, gpu: bool, node_ip: str
 
     # Its shared-memory collectives would be compiled here: a minute, a compiler, and a lock that a killed build leaves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        "nccl" if gpu else "gloo", auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s), verbose=False
-    )
+    backend, patience = "nccl" if gpu else "gloo", timedelta(seconds=timeout_s)
+    store = meet(host, port, rank=rank, count=count, timeout_s=timeout_s)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=patience)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)  # finds the group there
 
     def all_reduce_sum(x: Tensor) -> Tensor:
         dist.all_reduce(x)

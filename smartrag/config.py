@@ -231,6 +231,7 @@ class Loop:
 @dataclass(kw_only=True, slots=True)
 class Log:
     wandb: WandbMode  # whether W&B gets the rows too
+    tensorboard: bool  # whether TensorBoard does, in the run's folder
     project: str  # of W&B
     group: str | None  # of runs that W&B shows together
     episodes: int  # episodes a step written to episodes.jsonl

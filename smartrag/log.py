@@ -1,4 +1,4 @@
-"""The run folder, the one owner of every number, and W&B, which gets the same rows.
+"""The run folder, the one owner of every number; W&B and TensorBoard get the same rows.
 
 runs/<name>/<id>/  config.yaml  metrics.jsonl  episodes.jsonl  ledger.jsonl  checkpoints/
                    evaluation-<system>.jsonl  summary.json  curves.png  report.html
@@ -6,11 +6,9 @@ runs/<name>/latest -> <id>
 """
 
 import json
-import logging
 import os
 import secrets
 import time
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from smartrag.choices import WandbMode
-from smartrag.config import Log
-from smartrag.reach import why_not
-
-logger = logging.getLogger("smartrag")
+from smartrag.tracking import Tracker
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyserini", "hydra-core", "wandb", "numpy")
-_PROBE_S = 2.0
 COLUMNS = ("reward", "em", "f1", "retrievals_per_question")  # measures that every evaluated question has
 
 
@@ -36,7 +29,7 @@ class RunFolder:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._wandb: Any = None
+        self._tracker: Tracker | None = None
 
     @classmethod
     def create(cls, runs: str, name: str) -> "RunFolder":
@@ -59,13 +52,15 @@ class RunFolder:
         write_whole(self.folder / name, text)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """One row of metrics.jsonl; it must hold `step`. W&B gets the same."""
+        """One row of metrics.jsonl; it must hold `step`."""
         _append(self.folder / "metrics.jsonl", row)
-        if self._wandb is not None:
-            self._wandb.log(dict(row))
+        if self._tracker is not None:
+            self._tracker.row(row)
 
     def episode(self, row: Mapping[str, Any]) -> None:
         _append(self.folder / "episodes.jsonl", row)
+        if self._tracker is not None:
+            self._tracker.episode(row)
 
     def learned_from(self, row: Mapping[str, Any]) -> None:
         """One row of ledger.jsonl."""
@@ -91,42 +86,15 @@ class RunFolder:
             if path.exists():
                 self.write(name, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))
 
-    def start_wandb(self, log: Log, config: Mapping[str, Any], run_id: str) -> None:
-        """Opens W&B as `log.wandb` says; `auto` goes offline at once, with one clear line, when it must."""
-        mode, why = _wandb_mode(log.wandb)
-        if mode == "disabled":
-            return
-        import wandb
-
-        settings = wandb.Settings(init_timeout=30, console="off", silent=True)
-        try:
-            self._wandb = wandb.init(
-                project=log.project,
-                group=log.group,
-                id=run_id,
-                resume="allow",
-                name=f"{self.folder.parent.name}/{self.folder.name}",
-                dir=self.folder,
-                mode=mode,
-                config=dict(config),
-                settings=settings,
-            )
-        except wandb.Error as error:
-            if log.wandb is WandbMode.online:
-                raise
-            logger.warning("W&B is off, metrics.jsonl has every number all the same: %s", error)
-            return
-        self._wandb.define_metric("step")
-        self._wandb.define_metric("*", step_metric="step")
-        if mode == "offline":
-            logger.info("W&B is offline: %s. Later: wandb sync %s", why, Path(self._wandb.dir).parent)
+    def track(self, tracker: Tracker) -> None:
+        """From now on rows and episodes go there, too."""
+        self._tracker = tracker
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        if self._wandb is not None:
-            for name, value in (summary or {}).items():
-                self._wandb.summary[name] = value
-            self._wandb.finish()
-            self._wandb = None
+        """`summary`: of a run that has come to its end."""
+        if self._tracker is not None:
+            self._tracker.close(self.folder, summary)
+            self._tracker = None
 
 
 def new_folder(parent: Path) -> Path:
@@ -172,28 +140,3 @@ def _lines(path: Path) -> list[str]:
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _wandb_mode(wanted: WandbMode) -> tuple[Any, str]:
-    """(mode, why it is offline). A login and a server that answers within two seconds make `auto` online."""
-    if wanted is not WandbMode.auto:
-        return str(wanted), f"log.wandb={wanted}"
-    why = wandb_out_of_reach()
-    return "offline" if why else "online", why
-
-
-def wandb_out_of_reach() -> str:
-    """Why W&B cannot be online here, found out within two seconds; "" when it can."""
-    base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(urllib.parse.urlsplit(base).hostname or ""):
-        return "no login (run `wandb login` or set WANDB_API_KEY)"
-    return why_not(base, _PROBE_S)
-
-
-def _in_netrc(host: str) -> bool:
-    import netrc
-
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

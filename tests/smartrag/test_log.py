@@ -1,12 +1,9 @@
 import json
-import time
 from pathlib import Path
 
 import pytest
 
-from smartrag.choices import WandbMode
-from smartrag.compose import load
-from smartrag.log import COLUMNS, RunFolder, _wandb_mode, versions
+from smartrag.log import COLUMNS, RunFolder, versions
 from smartrag.report.plot import curves
 from smartrag.report.terminal import as_text
 
@@ -41,32 +38,6 @@ def test_rows_are_kept_in_order_and_a_rewind_drops_what_comes_again(tmp_path: Pa
     run.write_evaluation("after", [{**dict.fromkeys(COLUMNS, 1.0), "passage": "a\u2028b\x85c"}])
     assert run.evaluation("after")["reward"].tolist() == [1.0]
     assert "Tromsø" in (run.folder / "episodes.jsonl").read_text(encoding="utf-8")
-
-
-@pytest.mark.fault("W1", "no login, and nobody there to log in to")
-def test_wandb_goes_offline_at_once_without_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    mode, why = _wandb_mode(WandbMode.auto)
-    assert (mode, "wandb login" in why) == ("offline", True)
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    mode, why = _wandb_mode(WandbMode.auto)
-    assert (mode, "does not answer" in why) == ("offline", True)
-
-
-def test_an_offline_run_keeps_the_same_rows(tmp_path: Path) -> None:
-    run = RunFolder.create(str(tmp_path), "x")
-    config = load(["log.wandb=offline"])
-    run.start_wandb(config.log, {"seed": 0}, run.folder.name)
-    run.metrics({"step": 1, "reward": 0.25})
-    run.close({"reward": 1.0})
-    (offline,) = run.folder.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 30  # W&B's writer may lag behind its finish()
-    while b"reward" not in offline.read_bytes():
-        assert time.monotonic() < deadline, f"{offline} holds no reward"
-        time.sleep(0.1)
 
 
 def test_pictures_and_tables_for_people(tmp_path: Path) -> None:

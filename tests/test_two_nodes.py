@@ -1,0 +1,129 @@
+"""A run over several nodes, one of which is lost in its middle: real `ray start` processes, each with an address of its
+own (of loopback), token authentication, and the run as a job."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.local_ray import LocalRay
+from smartrag import ROOT
+from smartrag.ledger import problems
+from tests.fault_table import Row
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+STEPS = 4
+RUN = (
+    *("+experiment=quickstart", f"train.steps={STEPS}", "train.episodes=16", "train.save_every=1", "train.gates=false"),
+    *("warmup.steps=2", "warmup.batch=8", "log.wandb=disabled", "log.progress=false"),
+    *("data.train_questions=200", "data.dev_questions=8", "data.test_questions=12"),
+    # A node of one CPU holds a rank and an engine; the replica takes a third node, and a fourth is to spare.
+    *(
+        "learner.ranks=2",
+        "learner.cpus=0.6",
+        "cluster.engine.workers=2",
+        "cluster.engine.cpus=0.4",
+        "retriever.cpus=0.7",
+    ),
+)
+
+
+@contextmanager
+def node(head: LocalRay, ip: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A node of one CPU that has joined."""
+    command = ["ray", "start", f"--address={head.address}", f"--node-ip-address={ip}", "--num-cpus=1", "--num-gpus=0"]
+    log = folder / f"{ip}.log"
+    with log.open("wb") as out:
+        started = subprocess.Popen(
+            [*command, "--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0"],
+            env=head.env,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _until(lambda: "Ray runtime started" in log.read_text(errors="replace"), started, log)
+        yield started
+    finally:
+        lose(started)
+
+
+def lose(lost: subprocess.Popen[bytes]) -> None:
+    """What a machine that loses its power does to all that ran on it."""
+    if lost.poll() is None:
+        for process in [*psutil.Process(lost.pid).children(recursive=True), psutil.Process(lost.pid)]:
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        lost.wait()
+
+
+def where(nodes: dict[str, subprocess.Popen[bytes]]) -> dict[str, list[str]]:
+    """Name of an actor's class -> addresses of the nodes that hold one, in their order."""
+    found: dict[str, list[str]] = {}
+    for ip, started in nodes.items():
+        for process in psutil.Process(started.pid).children(recursive=True):
+            try:
+                title = (process.cmdline() or [""])[0]
+            except psutil.Error:
+                continue
+            if title.startswith("ray::"):
+                found.setdefault(title.removeprefix("ray::").split(".")[0].split(":")[0], []).append(ip)
+    return found
+
+
+def _until(done: Callable[[], bool], running: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> float:
+    start = time.monotonic()
+    while not done():
+        said = log.read_text(errors="replace")[-4000:]
+        assert running.poll() is None, f"it ended with {running.returncode}:\n{said}"
+        assert time.monotonic() < start + timeout_s, f"nothing happened for {timeout_s} s:\n{said}"
+        time.sleep(0.5)
+    return time.monotonic() - start
+
+
+@pytest.mark.fault("N1", "a node is lost, with a rank and an engine on it")
+def test_a_run_over_several_nodes_survives_the_loss_of_one(tmp_path: Path, row: Row) -> None:
+    log, folder = tmp_path / "job.log", tmp_path / "quickstart" / "latest"
+
+    def lines(name: str) -> list[dict]:
+        path = folder / name
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    ips = [f"127.0.0.{n}" for n in (3, 4, 5, 6)]
+    with ExitStack() as stack:
+        head = stack.enter_context(LocalRay(num_cpus=0))
+        nodes = {ip: stack.enter_context(node(head, ip, tmp_path)) for ip in ips}
+        submit = ["ray", "job", "submit", "--working-dir", ".", "--", sys.executable, "launch/train.py"]
+        out = stack.enter_context(log.open("wb"))
+        job = subprocess.Popen(
+            [*submit, *RUN, f"runs={tmp_path}"], cwd=ROOT, env=head.env, stdout=out, stderr=subprocess.STDOUT
+        )
+        _until(lambda: len(lines("metrics.jsonl")) >= 1, job, log)
+        seats = where(nodes)
+        assert [len(set(seats[name])) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
+        lost = seats["LearnerRank"][1]
+        assert lost in seats["RolloutWorker"]
+        done = len(lines("metrics.jsonl"))
+        lose(nodes.pop(lost))
+        row.trial(recovery_s=_until(lambda: len(lines("metrics.jsonl")) > done, job, log))
+        seats = where(nodes)
+        assert [len(seats[name]) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
+        assert job.wait(timeout=600) == 0, log.read_text(errors="replace")[-4000:]
+    assert "a new one goes on from the newest checkpoint" in log.read_text(errors="replace")
+    assert list(problems(lines("ledger.jsonl"), seed=0, episodes=16)) == []
+    rows = lines("metrics.jsonl")
+    assert [r["step"] for r in rows] == list(range(1, STEPS + 1))
+    assert all(r["push/canary_gap"] < 0.01 for r in rows)
+    assert rows[-1]["push/engines"] == 2
+    assert not [p for p in head.processes() if p != os.getpid()], "something outlived the cluster"
