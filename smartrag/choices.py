@@ -114,4 +114,7 @@ class Teacher(StrEnum):
 class Part(StrEnum):
     """What launch/bench.py measures."""
 
+    rollout = "rollout"
+    retrieval = "retrieval"
     learner = "learner"
+    push = "push"

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.bench import learner
+from cluster.bench import learner, push, retrieval, rollout
 from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import connect
 from smartrag.choices import Part
@@ -17,7 +17,12 @@ from smartrag.origin import resolve
 
 logger = logging.getLogger("smartrag")
 
-_PARTS: dict[Part, Callable[[Run, Path, int], dict[str, Figure]]] = {Part.learner: learner.bench}
+_PARTS: dict[Part, Callable[[Run, Path, int], dict[str, Figure]]] = {
+    Part.rollout: rollout.bench,
+    Part.retrieval: retrieval.bench,
+    Part.learner: learner.bench,
+    Part.push: push.bench,
+}
 
 
 def bench(settings: Bench, run: Run) -> int:

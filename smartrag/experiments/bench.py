@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -57,6 +58,15 @@ def in_turns(actions: Sequence[Callable[[], float]], repeats: int) -> list[list[
 def rate(amount: float, unit: str, measured: Sequence[float]) -> Figure:
     """`amount` done in each of the measured seconds."""
     return _figure([amount / s for s in measured], unit)
+
+
+def percentile(values: Sequence[float], q: float, unit: str) -> Figure:
+    """The q-th percentile of single values, the spread over them left out."""
+    return Figure(float(np.percentile(values, q)), unit, n=len(values))
+
+
+def median(values: Sequence[float], unit: str) -> Figure:
+    return _figure(values, unit)
 
 
 def against(ours: Figure, name: str, theirs: Figure) -> Figure:
