@@ -8,7 +8,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from cluster import door
+from cluster import meeting
 from cluster.wire import Meta, broadcast, buckets, dtype_of, gloo_group, pack
 from smartrag.choices import WeightBackend
 
@@ -40,7 +40,7 @@ class WeightSender:
         if self._backend is WeightBackend.gloo:
             self._group = gloo_group(host, port, 0, world, timeout_s) if self._rank == 0 else None
         else:
-            door.release(port)  # vLLM opens it
+            meeting.release(port)  # vLLM opens it
             self._replay = _Replay(self._metadata)
             self._group = _vllm_trainer(init_info, self._rank, self._replay)
 

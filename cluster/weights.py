@@ -10,7 +10,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from cluster import door
+from cluster import meeting
 from cluster.sender import PushFailed, WeightSender
 from cluster.wire import Meta, buckets, dtype_of
 from smartrag.choices import WeightBackend
@@ -257,7 +257,7 @@ def _bytes(meta: Meta) -> int:
 def rendezvous(_actor: Any) -> tuple[str, int]:
     """Where others can meet an actor: address of its node, and a port that it holds. For `actor.__ray_call__`."""
     host = ray.util.get_node_ip_address()
-    return host, door.hold(host)
+    return host, meeting.hold(host)
 
 
 def _brief(error: Exception) -> str:

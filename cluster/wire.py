@@ -10,7 +10,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from cluster.door import meet
+from cluster.meeting import meet
 
 JOIN_S = 120.0  # for everybody to come to a new group; a push that fails is begun again
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster.door import meet
+from cluster.meeting import meet
 from smartrag import adapters
 from smartrag.choices import Precision
 from smartrag.config import LearnerGroup

@@ -5,14 +5,14 @@ import threading
 
 import pytest
 
-from cluster import door
+from cluster import meeting
 from cluster.wire import broadcast, gloo_group
 
 
 def test_nobody_else_gets_the_port_and_those_who_come_early_wait_there() -> None:
     import torch
 
-    port = door.hold("127.0.0.1")
+    port = meeting.hold("127.0.0.1")
     with pytest.raises(OSError, match="in use"):
         socket.create_server(("127.0.0.1", port))
     found: list[torch.Tensor] = [torch.zeros(3), torch.arange(3.0)]
@@ -29,9 +29,9 @@ def test_nobody_else_gets_the_port_and_those_who_come_early_wait_there() -> None
 
 
 def test_a_port_that_was_not_used_is_let_go() -> None:
-    first = door.hold("127.0.0.1")
-    second = door.hold("127.0.0.1")
+    first = meeting.hold("127.0.0.1")
+    second = meeting.hold("127.0.0.1")
     socket.create_server(("127.0.0.1", first)).close()
-    door.release(second)
-    door.release(second)
+    meeting.release(second)
+    meeting.release(second)
     socket.create_server(("127.0.0.1", second)).close()
