@@ -44,11 +44,11 @@ _ENDS = {
 }
 
 
+_NOT_ASKED = Completion((), (), Stop.END, ())  # of a turn that the environment wrote
+
+
 class QuestionTooLong(ValueError):
     """The question leaves no room for an answer."""
-
-
-_NOT_ASKED = Completion((), (), Stop.END, ())  # of a turn that the environment wrote
 
 
 def episode_id(seed: int, phase: str, step: int, slot: int) -> str:

@@ -36,11 +36,14 @@ def chromium() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page opened from its file, offline, with all that it complains of and asks for."""
+    """A page opened from its file, offline, or from a server, with all that it complains of and asks for."""
 
-    def __init__(self, browser: Browser, path: Path, *, width: int = 1200, height: int = 900, dark: bool = False):
+    def __init__(self, browser: Browser, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False):
+        address = page if isinstance(page, str) else page.resolve().as_uri()
         self._context = browser.new_context(
-            viewport={"width": width, "height": height}, offline=True, color_scheme="dark" if dark else "light"
+            viewport={"width": width, "height": height},
+            offline=address != page,
+            color_scheme="dark" if dark else "light",
         )
         self.page: Page = self._context.new_page()
         self.errors: list[str] = []
@@ -49,7 +52,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.resolve().as_uri(), wait_until="load")
+        self.page.goto(address, wait_until="load")
 
     def __enter__(self) -> "Visit":
         return self
