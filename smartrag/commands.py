@@ -58,6 +58,6 @@ class Serving:
 
     run: str  # folder of a run or of one of its checkpoints, or a model; may stand alone, without `run=`
     host: str  # address that is listened on, of the machine where Ray's head is
-    port: int
+    port: int  # that is listened on
     timeout_s: float  # from a request to the end of its answer, waiting included
     waiting: int  # questions that may wait for an engine; whoever comes then is told to come again

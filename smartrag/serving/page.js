@@ -60,16 +60,17 @@ async function ask(key, text) {
 }
 
 async function* chunks(body) {
-  let rest = "";
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = body.getReader(), decoder = new TextDecoder();
+  let rest = "", whole = false;
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) throw new Error("the server broke off");
-    const events = (rest + value).split("\n\n");
+    if (done && !whole) throw new Error("the server broke off");
+    if (done) return;
+    const events = (rest + decoder.decode(value, { stream: true })).split("\n\n");
     rest = events.pop();
     for (const event of events) {
-      if (event === "data: [DONE]") return;
-      yield JSON.parse(event.slice("data: ".length));
+      whole = event === "data: [DONE]";
+      if (!whole) yield JSON.parse(event.slice("data: ".length));
     }
   }
 }
@@ -84,7 +85,7 @@ function article(text) {
 function move(turn, refusal) {
   const known = { search: "searches for", answer: "answers" }[turn.action];
   const kind = known ? turn.action : "none";
-  const act = (known ?? refusal ?? turn.action) + (turn.forced ? " (forced: it may not search any more)" : "");
+  const act = (known ?? refusal ?? turn.action) + (turn.forced ? " (forced: no search is left to it)" : "");
   const item = made("li", kind, made("span", "act", act), made("bdi", "text", turn.text));
   for (const passage of turn.passages ?? []) {
     const [title, ...text] = passage.contents.split("\n");

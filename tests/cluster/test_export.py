@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cluster.checkpoint import Checkpoints
 from cluster.engine_args import engine_env
@@ -25,13 +27,15 @@ from cluster.export import export
 from launch.export import main
 from smartrag import ROOT
 from smartrag.commands import Export
+from smartrag.compose import as_yaml, load
 from smartrag.config import Run
 from smartrag.episode import run_episode
 from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME, USAGE_ERROR
 from smartrag.prompt import Budget, Prompt
 from smartrag.types import Completion, EpisodeRequest, Passage, Question, Stop
-from tests import run_folder, toys, trained_run
+from tests import run_folder, toys
 
+TINY = ROOT / "models" / "tiny"
 TOLD = "Answer in a word. You may search {quota} times."
 QUESTIONS = (
     "Which country is Oslo in?",
@@ -46,11 +50,39 @@ SHELF = (
 )
 
 
+def _policy(folder: Path, noise: float) -> None:
+    """models/tiny with `noise` on its weights, written as the learner writes it, with the sampling habits of a base."""
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights += noise * torch.randn(weights.shape, generator=drawn)
+    folder.mkdir()
+    save_torch_state_dict({n: p.detach().clone() for n, p in model.named_parameters()}, folder)
+    model.config.save_pretrained(folder)
+    habits = GenerationConfig(do_sample=True, top_p=0.5, repetition_penalty=1.5, eos_token_id=[0, 7])
+    habits.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+
+
+def _run(home: Path, steps: Sequence[int] = (run_folder.STEPS,), told: str = "", noise: float = 0.02) -> Run:
+    """A finished run with checkpoints after `steps`, the later the noisier."""
+    run_folder.write_run(home, np.random.default_rng(0))
+    run = load(["+experiment=quickstart", f"train.steps={run_folder.STEPS}", f"model.instruction='{told}'"])
+    (home / "config.yaml").write_text(as_yaml(run))
+    for step in steps:
+        with Checkpoints(home / "checkpoints", keep=9).publish(step, {"steps_done": step}) as draft:
+            (draft / "learner").mkdir()
+            (draft / "learner" / "optimiser.pt").write_bytes(b"never read, never shipped")
+            _policy(draft / "policy", noise * step)
+    return run
+
+
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Run]:
     """(home of a run, what was exported of it, its settings)."""
     folder = tmp_path_factory.mktemp("shipped")
-    run = trained_run.write(folder / "capitals" / "one", steps=(4, run_folder.STEPS), told=TOLD)
+    run = _run(folder / "capitals" / "one", steps=(4, run_folder.STEPS), told=TOLD)
     out = folder / "out" / "policy"
     assert main([f"run={folder / 'capitals' / 'one'}", f"out={out}"]) == 0
     return folder / "capitals" / "one", out, run
@@ -81,7 +113,7 @@ def test_transformers_load_the_very_policy(shipped: tuple[Path, Path, Run]) -> N
     ids = torch.tensor([_prompt(weights, run).question(text, 2) for text in QUESTIONS[:1]])
     with torch.no_grad():
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
-        assert not torch.equal(ours(ids).logits, AutoModelForCausalLM.from_pretrained(trained_run.TINY)(ids).logits)
+        assert not torch.equal(ours(ids).logits, AutoModelForCausalLM.from_pretrained(TINY)(ids).logits)
     habits = ours.generation_config
     assert (habits.do_sample, habits.max_new_tokens, habits.eos_token_id) == (False, run.model.new_tokens, 1)
     assert (habits.top_p, habits.repetition_penalty) in ((None, None), (1.0, 1.0))
@@ -101,7 +133,7 @@ def test_the_template_opens_a_conversation_as_training_did(shipped: tuple[Path, 
 def test_who_follows_the_card_runs_the_episode_of_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained_run.write(tmp_path / "run", noise=0.0)
+    run = _run(tmp_path / "run", noise=0.0)
     assert export(Export(run=str(tmp_path / "run"), out=str(tmp_path / "policy"), overwrite=False)) == 0
     [program] = re.findall(r"```python\n(.*?)```", (tmp_path / "policy" / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
@@ -189,7 +221,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], int, str]] = {
     "pickle": (lambda home: _seal(home, _pickle), {}, BAD_INPUT, "pytorch_model.bin; only safetensors, JSON and text"),
     "code": (lambda home: _seal(home, _remote_code), {}, BAD_INPUT, "asks for code"),
     "no run": (_nothing, {"run": "nowhere"}, NOTHING_TO_RESUME, "is not the folder of a run"),
-    "a model": (_nothing, {"run": str(trained_run.TINY)}, NOTHING_TO_RESUME, "is not the folder of a run"),
+    "a model": (_nothing, {"run": str(TINY)}, NOTHING_TO_RESUME, "is not the folder of a run"),
     "no checkpoint": (lambda home: shutil.rmtree(home / "checkpoints"), {}, NOTHING_TO_RESUME, "no checkpoint in"),
     "in the way": (_in_the_way, {}, BAD_INPUT, "is there already; name another folder, or say overwrite=true"),
     "not ours": (_in_the_way, {"overwrite": True}, BAD_INPUT, "holds what no export writes (notes)"),
@@ -201,7 +233,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], int, str]] = {
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("whole") / "run"
-    trained_run.write(home, steps=(1,))
+    _run(home, steps=(1,))
     return home
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,15 +22,17 @@ import pytest
 from openai import AsyncOpenAI, AuthenticationError, BadRequestError, OpenAI
 from playwright.sync_api import expect
 
+from cluster.checkpoint import Checkpoints
 from smartrag import ROOT
+from smartrag.compose import as_yaml, load
 from smartrag.data import world
 from smartrag.exits import STOPPED
-from tests import browser, trained_run
+from tests import browser
 from tests.browser import Visit
 
 pytestmark = pytest.mark.slow
 
-START_S, BACK_S = 200, 120
+START_S, BACK_S = 400, 200
 CITIES = ("Jonkoping", "Oslo", "Wels", "Ede", "Como", "Bo", "Turin", "Perth")
 QUESTIONS = [f"Which country is {city} in?" for city in CITIES]
 PLANTED = "Planted\nPlanted is a city in <img src=x onerror=hacked=1>\u202e."
@@ -41,8 +44,11 @@ class Server:
     address: str
     token: str
 
-    def client(self, **settings: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.address}/v1", api_key=self.token, timeout=60, **settings)
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.address}/v1", api_key=self.token, timeout=60)
+
+    def processes(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def post(self, body: Any = None, token: str | None = None, **more: Any) -> httpx.Response:
         given = self.token if token is None else token
@@ -71,7 +77,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     top = tmp_path_factory.mktemp("served")
     data = _data(top / "data")
     changes = ["data=folder", f"data.source={data}", f"cache={top / 'cache'}"]
-    trained_run.write(top / "run", steps=(1,), noise=0.0, changes=changes)
+    (top / "run").mkdir()
+    (top / "run" / "config.yaml").write_text(as_yaml(load(["+experiment=quickstart", *changes])))
+    with Checkpoints(top / "run" / "checkpoints", keep=1).publish(1, {"steps_done": 1}) as draft:
+        shutil.copytree(ROOT / "models" / "tiny", draft / "policy")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -126,10 +135,8 @@ def test_openai_client_gets_the_same_at_once_and_in_a_stream(server: Server) -> 
         assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
         assert chunks[-2].model_extra["smartrag"] == told
         assert chunks[-1].usage == whole.usage
-        said = [
-            chunk.model_extra["smartrag"]["turn"] for chunk in chunks if "turn" in chunk.model_extra.get("smartrag", {})
-        ]
-        assert said == told["turns"]
+        ours = [chunk.model_extra.get("smartrag", {}) for chunk in chunks]
+        assert [field["turn"] for field in ours if "turn" in field] == told["turns"]
         assert (message.content is None) == (told["end"] != "answered") == (message.refusal is not None)
         for turn in told["turns"][:-1]:
             assert 0 <= len(turn["passages"]) <= 2
@@ -179,12 +186,8 @@ def test_who_is_refused_hears_why(server: Server) -> None:
     assert cut["choices"][0]["message"]["content"] is None
     assert cut["usage"]["completion_tokens"] == 1
 
-    port = int(server.address.rpartition(":")[2])
-    ours = psutil.Process(server.process.pid).children(recursive=True)
-    listening = {
-        c.laddr.ip for p in ours for c in p.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port
-    }
-    assert listening == {"127.0.0.1"}
+    open_ones = [c for p in server.processes() for c in p.net_connections("tcp") if c.status == "LISTEN"]
+    assert {c.laddr.ip for c in open_ones if c.laddr.port == httpx.URL(server.address).port} == {"127.0.0.1"}
 
 
 @pytest.mark.skipif(browser.installed() is None, reason="no Chromium or Chrome on PATH; make browser as root")
@@ -196,10 +199,7 @@ def test_the_page_asks_and_shows_what_happens(server: Server, tmp_path: Path, wi
         page.get_by_label("Question").fill(QUESTIONS[0])
         page.get_by_role("button", name="Ask").click()
         expect(page.locator("article").first).to_contain_text("is not the one of this server")
-        assert (
-            visit.errors.pop()
-            == "error: Failed to load resource: the server responded with a status of 401 (Unauthorized)"
-        )
+        assert "401 (Unauthorized)" in visit.errors.pop(0)
         page.get_by_label("Token").fill(server.token)
         for question in ("Which country is Planted in?", *QUESTIONS[1::-1]):
             page.get_by_label("Question").fill(question)
@@ -215,25 +215,19 @@ def test_the_page_asks_and_shows_what_happens(server: Server, tmp_path: Path, wi
         assert page.locator("img").count() == 0
         assert page.evaluate("sessionStorage.length === 1 && localStorage.length === 0")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert visit.errors == []
+        # Chromium may call a stream that was read to its end aborted; that the page has all of it was seen above.
+        assert {error for error in visit.errors if error != f"failed: {server.address}/v1/chat/completions"} == set()
         assert {httpx.URL(request).host for request in visit.requests} == {"127.0.0.1"}
         picture = Path(os.environ.get("SMARTRAG_PICTURE", tmp_path)) / f"serve-{width}.png"
-        page.locator("article").last.evaluate(
-            "e => { while (e.previousElementSibling && e.parentElement.children.length > 2) e.remove() }"
-        )
-        page.get_by_label("Token").blur()
         page.screenshot(path=picture, full_page=True)
         print(f"{picture}: {picture.stat().st_size:,} bytes")
         assert picture.stat().st_size < 200_000
-        visit.page.reload()
+        page.reload()
         expect(page.get_by_label("Token")).to_have_value(server.token)
 
 
 def test_a_lost_worker_is_a_clear_503_and_then_it_answers_again(server: Server) -> None:
-    ours = psutil.Process(server.process.pid).children(recursive=True)
-    [worker] = [
-        p for p in ours if p.name().startswith("ray::RolloutWorker") or "RolloutWorker" in " ".join(p.cmdline())
-    ]
+    [worker] = [p for p in server.processes() if "RolloutWorker" in " ".join(p.cmdline())]
     body = {"model": "quickstart", "messages": _messages(QUESTIONS[0])}
     before = server.post(body).json()["choices"]
     worker.kill()
@@ -253,7 +247,7 @@ def test_a_lost_worker_is_a_clear_503_and_then_it_answers_again(server: Server) 
 
 
 def test_sigterm_leaves_nothing(server: Server) -> None:
-    ours = psutil.Process(server.process.pid).children(recursive=True)
+    ours = server.processes()
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(90) == STOPPED
