@@ -61,6 +61,11 @@ class Visit:
         self._context.close()
 
 
+def lightness(colour: str) -> int:
+    """Sum of the channels of "rgb(r, g, b)"."""
+    return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+
+
 if __name__ == "__main__":
     with chromium() as found, Visit(found, Path(sys.argv[1]), width=1160) as visit:
         box = visit.page.locator("#headline").bounding_box()

@@ -34,7 +34,7 @@ class Desk:
 
     async def ask(self, asked: Asked, id: str) -> AsyncGenerator[Turn, None]:
         self.asked.append(asked)
-        prompt, steps = toys.prompt(context=2000), list(self.script[asked.question])
+        prompt, steps = toys.prompt(context=2000, new_tokens=200, passage=400), list(self.script[asked.question])
         policy = toys.ScriptedPolicy(prompt, *[step for step in steps if isinstance(step, str)])
         generate = policy if asked.max_tokens is None else Capped(policy, asked.max_tokens)
         request = EpisodeRequest(id, Question(id, asked.question, ()), 1, 2, greedy=asked.temperature == 0)

@@ -1,6 +1,10 @@
-"""Which worker a question goes to, and what becomes of it when that one is lost. Workers are scripted; no Ray runs."""
+"""Which worker a question goes to, what becomes of it when that one is lost, and when nobody is let in at all.
+
+Workers are scripted; no Ray runs.
+"""
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
@@ -12,11 +16,14 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from cluster import door
 from cluster.door import Asker
+from cluster.serving import _check
+from cluster.system import BadInput
 from smartrag.compose import load
 from smartrag.config import Run
 from smartrag.episode import QuestionTooLong
 from smartrag.serving.refusal import Refused
 from smartrag.serving.request import Asked
+from smartrag.serving.settings import settings
 from smartrag.types import ActionKind, EpisodeFailed, EpisodeRequest, Turn
 from tests import toys
 
@@ -198,3 +205,24 @@ def test_a_client_that_goes_takes_its_episode_along(cancelled: list[Any]) -> Non
         assert asker._load == [0]
 
     play(test)
+
+
+def test_what_would_be_unsafe_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BadInput, match=f"cannot listen on host=127.0.0.1 port={port}"):
+            _check(settings(["run", f"port={port}"])[0], load([]))
+        with pytest.raises(BadInput, match=r"cannot listen on host=192\.0\.2\.1"):  # nobody's (RFC 5737)
+            _check(settings(["run", "host=192.0.2.1"])[0], load([]))
+    free = settings(["run", f"port={port}"])[0]
+    _check(free, load([]))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(BadInput, match="RAY_AUTH_MODE is disabled"):
+        _check(free, load([]))
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(BadInput, match="RAY_AUTH_MODE is not set"):
+        _check(free, load(["cluster.address=head:6379"]))

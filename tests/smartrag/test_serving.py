@@ -5,6 +5,8 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +14,9 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
+from smartrag import ROOT
 from smartrag.arguments import ConfigError
+from smartrag.exits import USAGE_ERROR
 from smartrag.serving import page, refusal
 from smartrag.serving.capped import Capped
 from smartrag.serving.refusal import Refused
@@ -317,3 +321,13 @@ def test_a_command_line_is_judged_whole(monkeypatch: pytest.MonkeyPatch) -> None
     assert "did you mean 'port'" in said
     assert "two words" not in said
     assert [only_here(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "box")] == [True] * 3 + [False] * 2
+
+
+def test_help_and_mistakes_need_nothing_heavy() -> None:
+    script = str(ROOT / "launch" / "serve.py")
+    blocked = "import sys, runpy; sys.modules |= {'ray': None, 'torch': None, 'fastapi': None}"
+    command = [sys.executable, "-c", f"{blocked}; runpy.run_path({script!r}, run_name='__main__')"]
+    done = subprocess.run([*command, "runs/x", "prt=1"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "did you mean 'port'?" in done.stderr) == (USAGE_ERROR, True)
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120)
+    assert (helped.returncode, "SMARTRAG_SERVE_TOKEN" in helped.stdout) == (0, True)
