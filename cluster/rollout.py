@@ -110,7 +110,8 @@ class RolloutPool:
     def revive(self, patience_s: float) -> int:
         """How many workers answer within `patience_s` seconds; those that keep silent are started again. For who asks
         the workers himself; one that Ray is starting answers with an error at once."""
-        asked = {handle.ping.remote(): handle for handle in self.handles().values()}
+        handles: list[Any] = list(self.handles().values())
+        asked = {handle.ping.remote(): handle for handle in handles}
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
         for ref in silent:
             ray.kill(asked[ref], no_restart=False)

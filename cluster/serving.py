@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray import serve
@@ -95,7 +96,8 @@ def _serve(settings: Serving, found: Trained, system: System) -> None:
         timeout_s=settings.timeout_s,
     )
     workers = list(system.rollout.handles().values())
-    with _open(settings, Door.bind(workers, run, settings.waiting, served)):
+    door: Any = Door  # the decorator has made a deployment of the class
+    with _open(settings, door.bind(workers, run, settings.waiting, served)):
         _announce(settings, served, word, made)
         _look_after(system, settings.timeout_s, run.cluster.placement_timeout_s)
 

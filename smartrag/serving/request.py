@@ -76,7 +76,7 @@ def _problems(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if temperature is not None and not (_number(temperature) and 0 <= temperature <= 2):
         yield "temperature", f"temperature must be a number from 0 to 2, got {_short(temperature)}"
     yield from _of_limits(body)
-    if body.get("stream") not in (None, True, False):
+    if not isinstance(body.get("stream"), bool | None):
         yield "stream", f"stream must be true or false, got {_short(body['stream'])}"
     yield from _of_stream_options(body)
     if body.get("seed") is not None and temperature not in (None, 0):
@@ -110,7 +110,7 @@ def _text(content: Any) -> Any:
         return content
     if not isinstance(content, list):
         return None
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts: list[Any] = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
     return "\n".join(texts) if len(texts) == len(content) and all(isinstance(t, str) for t in texts) else None
 
 

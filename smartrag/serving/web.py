@@ -67,6 +67,7 @@ def application(policy: Policy, served: Served) -> FastAPI:
     app.add_middleware(Guard, token_sha256=served.token_sha256)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _no_such_route)
+    app.add_exception_handler(Exception, _bug)
     html, headers = page.render(served.model)
 
     @app.get("/")
@@ -222,6 +223,11 @@ def _said(said: Said) -> Response:
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return _said(error.said)
+
+
+async def _bug(_: Request, error: Exception) -> Response:
+    """Starlette raises it again behind this, for the log."""
+    return _said(refusal.broken().said)
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:

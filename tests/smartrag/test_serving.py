@@ -12,15 +12,17 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
 from smartrag import ROOT
 from smartrag.arguments import ConfigError
 from smartrag.exits import USAGE_ERROR
-from smartrag.serving import page, refusal
+from smartrag.serving import page, refusal, request
 from smartrag.serving.capped import Capped
-from smartrag.serving.refusal import Refused
-from smartrag.serving.request import understood
+from smartrag.serving.refusal import Refused, Said
+from smartrag.serving.request import Asked, understood
 from smartrag.serving.settings import only_here, settings, token
 from smartrag.serving.web import MOST_BYTES
 from smartrag.types import Completion, Passage, Stop
@@ -171,6 +173,30 @@ def test_what_changes_nothing_is_taken() -> None:
     with pytest.raises(Refused) as other:
         understood(asking() | {"model": "huge"}, "tiny")
     assert other.value.said.status == 404
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from([*request._READ, *request._WITHOUT_EFFECT, "user", "unheard_of"])
+
+
+@given(st.dictionaries(FIELDS, JSON, max_size=4), st.booleans())
+def test_whatever_is_asked_is_understood_or_refused(fields: dict[str, Any], sound: bool) -> None:
+    came: Asked | Said
+    try:
+        came = understood((asking() if sound else {}) | fields, "tiny")
+    except Refused as error:
+        came = error.said
+    if isinstance(came, Said):
+        assert came.status in (400, 404)
+        json.dumps(came.body, ensure_ascii=False).encode()  # halves of surrogate pairs are spelled out
+    else:
+        assert came.question.strip()
+        assert 0 <= came.temperature <= 2
+        assert came.max_tokens is None or came.max_tokens > 0
 
 
 def test_without_the_token_nothing_is_told() -> None:
