@@ -25,6 +25,7 @@ from smartrag.types import EpisodeFailed, EpisodeRequest, Question, Turn
 logger = logging.getLogger("smartrag")
 
 _HTTP_CALLS = 4096  # held at a time; whoever is too many is refused by the Door itself, long before
+_LOSSES = 2  # of workers under one question: it may be what ends them, and is not given to all the others
 _ASK_AGAIN_S = 1.0  # between two questions to a lost worker whether it is back
 _BACK_S = 10.0  # for its answer
 
@@ -55,7 +56,7 @@ class Asker:
         question = Question(id, asked.question, ())
         request = EpisodeRequest(id, question, algorithm.quota, self._run.retriever.k, greedy=asked.temperature == 0)
         seen: list[Turn] = []
-        while True:
+        for _ in range(_LOSSES):
             async with self._seat() as worker:
                 try:
                     async with aclosing(self._turns(worker, request, asked)) as made:
@@ -71,6 +72,7 @@ class Asker:
                 except RayError as error:  # the worker is gone, or starting again
                     logger.warning("a rollout worker is lost: %s", error)
                     self._lose(worker)
+        raise refusal.failed(f"it was given to {_LOSSES} engines, and each was lost")
 
     async def _turns(
         self, worker: int, request: EpisodeRequest, asked: Asked

@@ -142,6 +142,16 @@ def test_a_lost_workers_question_goes_on_elsewhere_and_nothing_is_seen_twice(mon
     play(test)
 
 
+def test_a_question_that_ends_workers_does_not_end_them_all() -> None:
+    async def test(run: Run) -> None:
+        workers = [Worker([RayActorError()], back=False) for _ in range(4)]
+        asker: Any = Asker(workers, run, 0)  # type: ignore[arg-type]
+        assert await refused(asker) == (503, "unavailable")
+        assert asker.engines() == (2, 4)
+
+    play(test)
+
+
 def test_without_workers_it_says_so_at_once() -> None:
     async def test(run: Run) -> None:
         asker: Any = Asker([Worker([RayActorError()], back=False)], run, 9)  # type: ignore[list-item]
