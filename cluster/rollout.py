@@ -111,6 +111,21 @@ class RolloutPool:
         self._trusted.pop(worker, None)
         self._manager.set_actor_state(worker, False)
 
+    def revive(self, patience_s: float) -> int:
+        """How many workers answer within `patience_s` seconds; those that keep silent are started again. For who asks
+        the workers himself; one that Ray is starting answers with an error at once."""
+        handles: list[Any] = list(self.handles().values())
+        asked = {handle.ping.remote(): handle for handle in handles}
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
+        for ref in silent:
+            ray.kill(asked[ref], no_restart=False)
+        alive = 0
+        for ref in answered:
+            with suppress(RayError):
+                ray.get(ref)
+                alive += 1
+        return alive
+
     def rest(self) -> None:
         """The learner is about to work. Engines that share GPUs with it give them up; the next push wakes them."""
         self._learning = True

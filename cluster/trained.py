@@ -35,10 +35,19 @@ def find(path: str, overrides: Sequence[str]) -> Trained:
     return Trained(load([*overrides, f"model.path={path}"]), None, None)
 
 
-def serve(path: str, overrides: Sequence[str], use: Callable[[Trained, Inputs, System], None]) -> int:
-    """Starts engines and retrieval with what `find` finds, hands them to `use`, stops them. Returns the exit code."""
+def serve(
+    path: str,
+    overrides: Sequence[str],
+    use: Callable[[Trained, Inputs, System], None],
+    check: Callable[[Trained], None] = lambda _: None,
+) -> int:
+    """Starts engines and retrieval with what `find` finds, hands them to `use`, stops them. Returns the exit code.
+
+    `check` is asked before anything is started, and raises BadInput where it should not be.
+    """
     try:
         trained = find(path, overrides)
+        check(trained)
         found = inputs(trained.run, model=trained.weights)
         system = System(trained.run, found, learn=False).start()
         try:

@@ -5,7 +5,8 @@ Where frozen weights play some of the roles there is an engine for each of their
 
 import inspect
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,13 +16,14 @@ import ray
 from cluster.engine import Engine
 from cluster.engine_args import engine_args
 from cluster.wire import use_interface_of
+from smartrag import episode
 from smartrag.choices import Role
 from smartrag.config import Run
-from smartrag.episode import run_episode
 from smartrag.evaluation.oracle import GoldFirst
 from smartrag.prompt import Budget, Prompt
 from smartrag.roles import Composed
-from smartrag.types import Episode, EpisodeRequest, Generate, Retrieve
+from smartrag.serving.capped import Capped
+from smartrag.types import Episode, EpisodeRequest, Generate, Retrieve, Turn
 
 
 class StaleWorker(RuntimeError):
@@ -60,7 +62,20 @@ class RolloutWorker:
         """One question to its end. Raises EpisodeFailed; StaleWorker when `incarnation` is not this one."""
         self.admit(incarnation)
         retrieve = GoldFirst(self.retrieve, request.question) if request.gold_first else self.retrieve
-        return await run_episode(request, self.generate, retrieve, self.prompt, temperature=self.temperature)
+        return await episode.run_episode(request, self.generate, retrieve, self.prompt, temperature=self.temperature)
+
+    async def turns(
+        self, request: EpisodeRequest, temperature: float, max_tokens: int | None
+    ) -> AsyncGenerator[Turn, None]:
+        """One question turn by turn, for who serves weights that stay as they are. `max_tokens`: of all generations.
+
+        Raises EpisodeFailed, QuestionTooLong.
+        """
+        generate = self.generate if max_tokens is None else Capped(self.generate, max_tokens)
+        made = episode.turns(request, generate, self.retrieve, self.prompt, temperature=temperature)
+        async with aclosing(made):
+            async for turn in made:
+                yield turn
 
     def admit(self, incarnation: str | None) -> None:
         if incarnation not in (None, self.incarnation):

@@ -50,3 +50,14 @@ class Export:
     run: str  # folder of a run or of one of its checkpoints
     out: str  # the folder to make
     overwrite: bool  # an export that is there already is replaced
+
+
+@dataclass(kw_only=True, slots=True)
+class Serving:
+    """What launch/serve.py takes beside changes of the run's settings; values in conf/serve.yaml."""
+
+    run: str  # folder of a run or of one of its checkpoints, or a model; may stand alone, without `run=`
+    host: str  # address that is listened on, of the machine where Ray's head is
+    port: int  # that is listened on
+    timeout_s: float  # from a request to the end of its answer, waiting included
+    waiting: int  # questions that may wait for an engine; whoever comes then is told to come again

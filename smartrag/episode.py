@@ -9,11 +9,13 @@ SmartRAG, Algorithm 1, with the quota N of the request:
            [Search] query → o ← R(query), n ← n + 1, append o
            [Answer] text  → end
 
-Training, evaluation, gates, warm-up data and `ask` all run through `run_episode`.
+Training, evaluation, gates, warm-up data, `ask` and `serve` all run through `turns`, mostly gathered by `run_episode`.
 """
 
 import hashlib
+import itertools
 import time
+from collections.abc import AsyncGenerator
 
 from smartrag.prompt import Prompt
 from smartrag.roles import roles
@@ -45,6 +47,10 @@ _ENDS = {
 _NOT_ASKED = Completion((), (), Stop.END, ())  # of a turn that the environment wrote
 
 
+class QuestionTooLong(ValueError):
+    """The question leaves no room for an answer."""
+
+
 def episode_id(seed: int, phase: str, step: int, slot: int) -> str:
     """32 hex digits that name one slot of one step of one run; every sampling seed of the episode derives from them."""
     return hashlib.sha256(f"{seed}/{phase}/{step}/{slot}".encode()).hexdigest()[:32]
@@ -58,21 +64,28 @@ def turn_seed(request_id: str, turn: int) -> int:
 async def run_episode(
     request: EpisodeRequest, generate: Generate, retrieve: Retrieve, prompt: Prompt, *, temperature: float
 ) -> Episode:
-    """Ask one question. `temperature` is that of sampling; a greedy request overrides it with 0.
+    """Ask one question, to its end. Parameters and errors are those of `turns`."""
+    made = [turn async for turn in turns(request, generate, retrieve, prompt, temperature=temperature)]
+    return Episode(request.id, request.question, tuple(made), end_of(made[-1]))
 
-    Raises EpisodeFailed when the retriever failed (never when it found nothing); ValueError when the question leaves no
-    room for an answer.
+
+async def turns(
+    request: EpisodeRequest, generate: Generate, retrieve: Retrieve, prompt: Prompt, *, temperature: float
+) -> AsyncGenerator[Turn, None]:
+    """The turns of one question as they come, the last one that without a retrieval.
+
+    `temperature` is that of sampling; a greedy request overrides it with 0.
+
+    Raises EpisodeFailed when the retriever failed (never when it found nothing); QuestionTooLong.
     """
     context = list(prompt.question(request.question.text, request.quota))
     if len(context) + len(prompt.answer_ids) + prompt.budget.new_tokens > prompt.budget.context:
-        raise ValueError(
+        raise QuestionTooLong(
             f"question {request.question.id} takes {len(context)} of {prompt.budget.context} tokens and leaves no room "
             f"for an answer of {prompt.budget.new_tokens}; raise model.context_tokens"
         )
     new_context = tuple(context)
-    turns: list[Turn] = []
-    while True:
-        searches = len(turns)
+    for searches in itertools.count():
         forced = _forced(request, searches, prompt, room=prompt.budget.context - len(context))
         new_context += forced
         context += forced
@@ -92,12 +105,17 @@ async def run_episode(
         retrieved = await _search(action, retrieve, request)
         own = roles(completion.token_ids, prompt, tag=forced)
         seconds = generated - began, time.monotonic() - generated
-        turns.append(Turn(new_context, completion, action, retrieved, bool(forced), own, *seconds))
+        yield Turn(new_context, completion, action, retrieved, bool(forced), own, *seconds)
         if retrieved is None:
-            return Episode(request.id, request.question, tuple(turns), _ENDS[action.kind])
+            return
         context += completion.token_ids
         new_context = prompt.observation(retrieved, room=_observation_room(prompt, context))
         context += new_context
+
+
+def end_of(last: Turn) -> End:
+    """How an episode ended whose last turn this is."""
+    return _ENDS[last.action.kind]
 
 
 def _forced(request: EpisodeRequest, searches: int, prompt: Prompt, room: int) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ _SCRIPTS = {
     "ablate": commands.Ablation,
     "sweep": commands.Sweep,
     "bench": commands.Bench,
+    "serve": commands.Serving,
 }
 _HEAD = """\
 # Configuration

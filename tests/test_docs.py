@@ -20,6 +20,7 @@ from smartrag.compose import CONF, alone, as_yaml, change, load, load_beside
 from smartrag.evaluation import compare
 from smartrag.experiments import ablation, sweep
 from smartrag.reference import page
+from smartrag.serving.settings import settings as serving
 from tests.commands import in_blocks, in_code, inline, launches
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docker" / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -46,6 +47,10 @@ def composes(script: str, words: Sequence[str], tmp_path: Path, monkeypatch: pyt
                 load([*overrides, f"model.path={chosen.run}"])
                 return
             (tmp_path / "config.yaml").write_text(as_yaml(load([f"+experiment={chosen.run.split('/')[1]}"])))
+            change(tmp_path / "config.yaml", overrides)
+        case "serve.py":
+            served, overrides = serving(words)
+            (tmp_path / "config.yaml").write_text(as_yaml(load([f"+experiment={served.run.split('/')[1]}"])))
             change(tmp_path / "config.yaml", overrides)
         case "ablate.py":
             ablation.load(words)

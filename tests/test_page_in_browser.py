@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, expect
 
 from smartrag.report import page
 from tests import browser, run_folder
-from tests.browser import Visit
+from tests.browser import Visit, lightness
 from tests.run_folder import SHOWN
 
 pytestmark = pytest.mark.skipif(
@@ -53,7 +53,7 @@ def test_a_report_renders_in_silence_and_fits(chromium: Browser, report: Path, w
         wide = visit.page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width, "the page itself never scrolls sideways; a table may, in its own box"
         ink, paper = visit.page.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
-        assert (_lightness(ink) > _lightness(paper)) is dark
+        assert (lightness(ink) > lightness(paper)) is dark
         line = visit.page.locator("path.stroke-after").first
         assert line.evaluate("e => getComputedStyle(e).stroke") not in ("none", paper), "the style sheet colours plots"
         assert visit.errors == []
@@ -94,8 +94,3 @@ def test_a_run_under_way_renders_too(chromium: Browser, tmp_path: Path) -> None:
         assert visit.page.get_by_text("There is no summary.json").first.is_visible()
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
         assert visit.errors == []
-
-
-def _lightness(colour: str) -> int:
-    """Sum of the channels of "rgb(r, g, b)"."""
-    return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))

@@ -13,7 +13,7 @@ from smartrag.config import Reward
 from smartrag.episode import episode_id
 from smartrag.reward import episode_reward
 from smartrag.score import contains, exact_match, f1
-from smartrag.types import End, Episode, EpisodeRequest, Gate, Hits, Question, Rollout
+from smartrag.types import End, Episode, EpisodeRequest, Gate, Hits, Question, Rollout, Turn
 
 # What every step of training shows ...
 MEASURES = ("reward", "em", "f1", "retrievals_per_question", "hit_rate", "format_error_rate", "truncation_rate")
@@ -62,14 +62,9 @@ def hit(episode: Episode) -> bool:
 
 
 def measure(episode: Episode, reward: Reward) -> dict[str, float]:
-    """The numbers of one episode, keyed as MEASURES and COSTS. `hit_rate` is nan when nothing was retrieved.
-
-    `prompt_tokens` counts what each call of the model reads, its own earlier turns again: what an endpoint bills.
-    """
+    """The numbers of one episode, keyed as MEASURES and COSTS. `hit_rate` is nan when nothing was retrieved."""
     answer, gold = episode.answer, episode.question.answers
-    written = [len(turn.completion.token_ids) for turn in episode.turns]
-    new = [len(turn.context_ids) for turn in episode.turns]
-    read = [sum(new[: i + 1]) + sum(written[:i]) for i in range(len(new))]
+    read, written = tokens(episode.turns)
     return {
         "reward": episode_reward(episode, reward),
         "em": 0.0 if answer is None else exact_match(answer, gold),
@@ -79,11 +74,22 @@ def measure(episode: Episode, reward: Reward) -> dict[str, float]:
         "format_error_rate": float(episode.end is End.FORMAT_ERROR),
         "truncation_rate": float(episode.end is End.TRUNCATED),
         "accuracy": float(answer is not None and contains(answer, gold)),
-        "model_calls": float(sum(n > 0 for n in written)),
-        "prompt_tokens": float(sum(r for r, n in zip(read, written, strict=True) if n)),
-        "generated_tokens": float(sum(written)),
+        "model_calls": float(sum(len(turn.completion.token_ids) > 0 for turn in episode.turns)),
+        "prompt_tokens": float(read),
+        "generated_tokens": float(written),
         "latency_s": sum(turn.generation_s + turn.retrieval_s for turn in episode.turns),
     }
+
+
+def tokens(turns: Sequence[Turn]) -> tuple[int, int]:
+    """(read, written): tokens that each call of the model reads, its own earlier turns again, which is what an endpoint
+    bills; and those that it writes."""
+    context, read, written = 0, 0, 0
+    for turn in turns:
+        context += len(turn.context_ids)
+        if new := len(turn.completion.token_ids):  # else the environment wrote this turn
+            read, written, context = read + context, written + new, context + new
+    return read, written
 
 
 def table(episodes: Sequence[Episode], reward: Reward) -> Columns:
