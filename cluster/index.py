@@ -15,6 +15,7 @@ from rich.console import Console
 from cluster.java import anserini_jar, java_home, preflight
 from cluster.manifest import FORMAT, MANIFEST, IndexManifest, IndexProblem, open_manifest, sha256
 from smartrag.choices import Corpus
+from smartrag.data.corpus import check_corpus
 from smartrag.data.passages import SHOWN, Recipe, lines
 
 _BUILD_HEAP = "2g"  # Anserini's own buffer default of 4096 MB would overrun it
@@ -52,8 +53,6 @@ def _build(
 ) -> IndexManifest:
     if (existing := _existing(folder, digest, recipe)) is not None:
         return existing
-    from smartrag.data.load import check_corpus
-
     check_corpus(corpus)
     java = preflight()
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -33,13 +33,15 @@ def index(config: Any) -> None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         sys.exit(_refused(f"{' and '.join(missing)} must be given; see python launch/index.py --help"))
     from cluster.index import build_index
+    from smartrag.data.corpus import lines_of
+    from smartrag.data.load import passages_of
     from smartrag.data.passages import Recipe
 
-    given, out = Path(config.corpus).expanduser(), Path(config.out).expanduser()
-    corpus = given / "corpus.jsonl" if given.is_dir() else given
+    out = Path(config.out).expanduser()
     recipe = Recipe(stemmer=config.stemmer, corpus=config.kind, share=config.share)
     try:
-        manifest = build_index(corpus, out, recipe, threads=config.threads, k1=config.k1, b=config.b)
+        with lines_of(passages_of(config.corpus), out.parent) as corpus:
+            manifest = build_index(corpus, out, recipe, threads=config.threads, k1=config.k1, b=config.b)
     except (ValueError, RuntimeError, OSError) as error:  # bad data, an index in the way, no Java, a full disk
         sys.exit(_refused(str(error)))
     print(f"{out}: {manifest.rows:,} passages, fingerprint {manifest.fingerprint}")

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from smartrag.config import Data, Endpoint, Run
-from smartrag.data.load import NAMED
+from smartrag.data.load import FILES, NAMED
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
 RANGES: tuple[tuple[str, float, float], ...] = (
@@ -114,6 +114,8 @@ TEXTS: tuple[str, ...] = (
     "model.path",
     "model.fallback",
     "data.source",
+    "data.questions",
+    "data.corpus",
     "retriever.index",
 )
 TEXTS += ("retriever.heap", "cluster.address", "log.project", "log.group")
@@ -212,9 +214,13 @@ def _data_problems(data: Data) -> list[str]:
     for name, weight in data.mix.items():
         if not (math.isfinite(weight) and weight > 0):
             problems.append(f"data.mix.{name} must be a finite number above 0, got {weight}")
-        if len(data.mix) > 1 and name not in (*NAMED, "folder"):
-            problems.append(f"data.mix: no data set is called {name!r}; there are: {', '.join(NAMED)}, folder")
-    if len(data.mix) > 1 and "folder" in data.mix and data.source in NAMED:
+        if len(data.mix) > 1 and name not in (*NAMED, "folder", FILES):
+            problems.append(f"data.mix: no data set is called {name!r}; there are: {', '.join(NAMED)}, folder, files")
+    if FILES in data.mix and data.questions is None:
+        problems.append("data.mix holds `files`, so data.questions must name a file; data=files asks for it")
+    if FILES not in data.mix and (data.questions is not None or data.corpus is not None):
+        problems.append("data.questions and data.corpus are of data=files; choose that, or leave them out")
+    if len(data.mix) > 1 and "folder" in data.mix and data.source in (*NAMED, FILES):
         problems.append(f"data.mix holds `folder`, so data.source must be a folder, got {data.source!r}")
     return problems
 

@@ -47,7 +47,11 @@ class Model:
 
 @dataclass(kw_only=True, slots=True)
 class Data:
-    source: str  # "world", a folder (train/dev/test.jsonl, corpus.jsonl), or a dataset's name on the hub
+    # "world", a folder (train, dev, test, corpus), a public set by name, or "files": the two below. What a file may be:
+    # docs/bring-your-own.md
+    source: str
+    questions: str | None  # of source=files: a file, a saved data set or hf://OWNER/NAME, divided by `split` or a hash
+    corpus: str | None  # of source=files: likewise its passages; null where retriever.index or a service has them
     # Data set -> weight of its questions in training. Two or more: each is read; "folder" is `source`, and the others
     # are its subfolders of their names, where it has them.
     mix: dict[str, float]

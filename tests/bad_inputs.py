@@ -22,7 +22,7 @@ from smartrag.choices import Corpus, Stemmer
 from smartrag.commands import Export
 from smartrag.compose import alone, as_yaml, change, load, understood
 from smartrag.config import Data, Run
-from smartrag.data.load import check_corpus
+from smartrag.data.corpus import check_corpus
 from smartrag.data.load import load as load_data
 from smartrag.evaluation.compare import settings
 from smartrag.exits import USAGE_ERROR
@@ -135,7 +135,7 @@ def data(name: str, spoil: Callable[[Path], object], said: str) -> Bad:
 def _load(tmp_path: Path) -> object:
     limits: dict[str, None] = dict.fromkeys(("train_questions", "dev_questions", "test_questions"))
     source = str(tmp_path / "data")
-    return load_data(Data(source=source, mix={"folder": 1.0}, allow_overlap=False, **limits), tmp_path / "cache")
+    return load_data(Data(source=source, mix={"folder": 1.0}, questions=None, corpus=None, allow_overlap=False, **limits), tmp_path / "cache")
 
 
 def passage(name: str, content: Any, said: str) -> Bad:

@@ -41,10 +41,17 @@ def test_a_finished_runs_settings_are_changed_group_by_group(tmp_path: Path) -> 
         change(path, ["retriever.k=0"])
 
 
+NEEDED = {
+    "folder": ["data.source=somewhere"],
+    "files": ["data.questions=q.csv"],
+    "agreement": ["algorithm.samples=2"],
+}
+
+
 @pytest.mark.parametrize("group", [d.name for d in sorted(CONF.iterdir()) if d.is_dir() and d.name != "experiment"])
 def test_every_option_of_every_group_composes(group: str) -> None:
     for option in (CONF / group).glob("*.yaml"):
-        needs = {"folder": ["data.source=somewhere"], "agreement": ["algorithm.samples=2"]}.get(option.stem, [])
+        needs = NEEDED.get(option.stem, [])
         load([f"{group}={option.stem}", *needs])
 
 
@@ -56,6 +63,8 @@ def test_several_data_sets_make_one_mix(tmp_path: Path) -> None:
     assert load(["data=hotpotqa", "data.source=/some/folder"]).data.source == "/some/folder"
     assert load(["data=[popqa,folder]", "data.source=/some/folder"]).data.mix == {"popqa": 1.0, "folder": 1.0}
     assert load(["data=world"]) == load([])
+    own = load(["data=[popqa,files]", "data.questions=q.csv"]).data
+    assert (own.mix, own.questions, own.corpus) == ({"popqa": 1.0, "files": 1.0}, "q.csv", None)
 
 
 def test_a_mapping_may_be_laid_over_a_null() -> None:

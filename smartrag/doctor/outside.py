@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smartrag.choices import WandbMode
-from smartrag.data.load import SPLITS, Place
+from smartrag.data.load import Place
 from smartrag.doctor.finding import Finding, ok, problem, warning
 from smartrag.origin import Origin
 
@@ -104,10 +104,10 @@ def data(places: Mapping[str, Place], hub: str, kept: Iterable[str]) -> Finding:
     said, lost, kept = [], [], set(kept)
     for name, place in places.items():
         if place.make is None:
-            absent = [f"{split}.jsonl" for split in SPLITS if not (place.folder / f"{split}.jsonl").is_file()]
-            if absent:
-                return problem("data", f"{place.folder} has no {', '.join(absent)}", "see README.md, Your own data")
-            said.append(f"the folder {place.folder}")
+            if place.lacks:
+                lost_here = f"{place.folder} has no {', '.join(place.lacks)}"
+                return problem("data", lost_here, "see docs/bring-your-own.md")
+            said.append(f"{'the folder ' * place.folder.is_dir()}{place.folder}")
         elif place.folder.is_dir():
             said.append(f"{name}, in {place.folder}")
         elif place.repo is None:

@@ -38,7 +38,8 @@ def _disk(**changes: object) -> Disk:
 
 
 def _place(folder: str, repo: str | None = None, *, yours: bool = False, passages: bool = True) -> Place:
-    return Place(Path(folder), None if yours else lambda _: None, repo, passages)
+    lacks = ("train.jsonl", "dev.jsonl", "test.jsonl") if yours else ()
+    return Place(Path(folder), None if yours else lambda _: None, repo, passages, lacks)
 
 
 SET_RUNS = "set SMARTRAG_RUNS (or runs=) to another folder"
@@ -311,7 +312,7 @@ CASES: list[tuple[Callable[[], Finding], Finding]] = [
     ),
     (
         lambda: outside.data({"/no": _place("/no", yours=True)}, "", []),
-        problem("data", "/no has no train.jsonl, dev.jsonl, test.jsonl", "see README.md, Your own data"),
+        problem("data", "/no has no train.jsonl, dev.jsonl, test.jsonl", "see docs/bring-your-own.md"),
     ),
     (
         lambda: outside.index(None, 0, {"popqa": _place("/x", "o/popqa", passages=False)}),
