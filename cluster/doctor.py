@@ -24,7 +24,7 @@ from cluster.engine import check_plugin
 from cluster.java import anserini_jar, preflight
 from cluster.manifest import check_recipe, open_manifest
 from cluster.placement import bundles
-from smartrag import ROOT
+from smartrag import ROOT, own_reward
 from smartrag.chat import api_key
 from smartrag.config import Run
 from smartrag.data.load import Place, places
@@ -205,6 +205,16 @@ def _endpoints(run: Run) -> list[Finding]:
     return findings
 
 
+def _reward(run: Run) -> list[Finding]:
+    if run.reward.function is None:
+        return []
+    try:
+        own_reward.check(run.reward.function)
+    except ValueError as error:
+        return [refused("reward", error, "")]
+    return [ok("reward", f"{run.reward.function} scores what it is shown")]
+
+
 def _wandb(run: Run) -> Finding:
     return outside.wandb(run.log.wandb, wandb_out_of_reach())
 
@@ -227,6 +237,7 @@ _CHECKS: dict[str, Callable[[Run], Finding | list[Finding]]] = {
     "model": _model,
     "data": _data_and_index,
     "endpoints": _endpoints,
+    "reward": _reward,
     "W&B": _wandb,
 }
 

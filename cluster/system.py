@@ -24,6 +24,7 @@ from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
 from cluster.weights import PushFailed, WeightPush
+from smartrag import own_reward
 from smartrag.chat import api_key
 from smartrag.choices import Role
 from smartrag.config import Run
@@ -66,6 +67,8 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     cache = Path(run.cache).expanduser()
     for endpoint in run.endpoints.values() if model is None else ():
         api_key(endpoint)
+    if model is None and run.reward.function is not None:
+        own_reward.check(run.reward.function)
     check_places(run)
     preflight()
     frozen = run.algorithm.frozen

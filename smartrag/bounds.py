@@ -6,6 +6,7 @@ from typing import Any
 
 from smartrag.config import Data, Endpoint, Run
 from smartrag.data.load import FILES, NAMED
+from smartrag.dotted import is_dotted
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
 RANGES: tuple[tuple[str, float, float], ...] = (
@@ -171,6 +172,10 @@ def _of_texts(run: Run) -> list[str]:
         problems.append(f"name={run.name!r} names a folder in runs/: letters, digits and _, or . + - behind one")
     if run.retriever.heap.strip() and not _HEAP.fullmatch(run.retriever.heap):
         problems.append(f'retriever.heap must be a size from 64m up, such as "4g", got {run.retriever.heap!r}')
+    if run.reward.function is not None and not is_dotted(run.reward.function):
+        problems.append(
+            f"reward.function must be the name of a function to import, package.module:name, got {run.reward.function!r}"
+        )
     address = run.cluster.address
     if address and not _ADDRESS.fullmatch(address):
         problems.append(

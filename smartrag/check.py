@@ -121,6 +121,11 @@ def _of_the_judge(run: Run) -> list[str]:
         )
     if (reward.judge is Judge.endpoint) != (reward.endpoint is not None):
         problems.append("reward.judge=endpoint and a reward.endpoint go together: both or neither; see reward=judge")
+    if (reward.judge is Judge.function) != (reward.function is not None):
+        problems.append(
+            "reward.judge=function and reward.function=package.module:name go together: both or neither; see "
+            "docs/bring-your-own.md"
+        )
     if reward.endpoint is not None:
         left = episodes - int(reward.endpoint.max_void_share * episodes)
         needed = run.learner.ranks * run.algorithm.minibatches

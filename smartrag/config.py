@@ -143,6 +143,7 @@ class Reward:
     right answer is worth, whoever judges it; scores and prices are in that unit."""
 
     judge: Judge
+    function: str | None  # of judge=function, null for the others: package.module:name, see `own_reward.py`
     exact_match: float  # weight of EM of the answer
     f1: float  # weight of token F1 of the answer
     retrieval: float  # added per retrieval, negative for a cost; with a budget only where its price starts
