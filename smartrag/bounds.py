@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from smartrag.config import Data, Endpoint, Run
+from smartrag.config import Data, Endpoint, Retriever, Run
 from smartrag.data.load import FILES, NAMED
 from smartrag.dotted import is_dotted
 
@@ -18,6 +18,10 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("data.train_questions", 1, 1 << 31),
     ("data.dev_questions", 1, 1 << 31),
     ("data.test_questions", 1, 1 << 31),
+    ("retriever.dense.max_tokens", 2, 1 << 16),
+    ("retriever.dense.batch", 1, 1 << 16),
+    ("retriever.http.timeout_s", 0.1, 3600.0),
+    ("retriever.http.attempts", 1, 100),
     ("retriever.corpus_share", 1e-6, 1.0),
     ("retriever.k", 1, 100),
     ("retriever.k1", 0.0, 10.0),
@@ -117,6 +121,7 @@ TEXTS: tuple[str, ...] = (
     "data.source",
     "data.questions",
     "data.corpus",
+    "retriever.dense.encoder",
     "retriever.index",
 )
 TEXTS += ("retriever.heap", "cluster.address", "log.project", "log.group")
@@ -128,7 +133,13 @@ _NAME = re.compile(r"\w[\w.+-]*")
 _HEAP = re.compile(r"(6[4-9]|[7-9]\d|[1-9]\d{2,})[mM]|[1-9]\d*[gG]")
 _ADDRESS = re.compile(r"auto|local|(ray://)?(\S+@)?[\w.\[\]:-]+:\d+")
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
+_SERVICE = re.compile(r"https?://[^\s/@]+(/[^\s@]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_VARIABLE = (
+    "{}.key_variable must be the NAME of the environment variable that holds the key; what it is set to is no such name, "
+    "and is not repeated here because it may be the key itself"
+)
+SEARCHERS = ("bm25", "dense", "http")
 # Arguments of vLLM that name code to import, a file that may name some, or a secret.
 _CODE: tuple[str, ...] = (
     "trust_remote_code",
@@ -176,6 +187,7 @@ def _of_texts(run: Run) -> list[str]:
         problems.append(
             f"reward.function must be the name of a function to import, package.module:name, got {run.reward.function!r}"
         )
+    problems += _of_the_searcher(run.retriever)
     address = run.cluster.address
     if address and not _ADDRESS.fullmatch(address):
         problems.append(
@@ -186,6 +198,23 @@ def _of_texts(run: Run) -> list[str]:
     return problems + _of_the_endpoint("warmup.endpoint", run.warmup.endpoint)
 
 
+def _of_the_searcher(retriever: Retriever) -> list[str]:
+    problems, service = [], retriever.http
+    if retriever.searcher not in SEARCHERS and not is_dotted(retriever.searcher):
+        problems.append(
+            f"retriever.searcher must be {', '.join(SEARCHERS)} or package.module:name of your own, got "
+            f"{retriever.searcher!r}"
+        )
+    if service is not None and not _SERVICE.fullmatch(service.url):
+        shown = service.url.rpartition("@")[2]
+        problems.append(
+            f"retriever.http.url must be http://HOST[:PORT]/... or https://..., without a password in it, got {shown!r}"
+        )
+    if service is not None and service.key_variable is not None and not _VARIABLE.fullmatch(service.key_variable):
+        problems.append(_NO_VARIABLE.format("retriever.http"))
+    return problems
+
+
 def _of_the_endpoint(name: str, endpoint: Endpoint) -> list[str]:
     """Without what may be secret: a password in the URL, the key in place of its variable's name."""
     problems = []
@@ -193,10 +222,7 @@ def _of_the_endpoint(name: str, endpoint: Endpoint) -> list[str]:
         shown = endpoint.base_url.rpartition("@")[2]
         problems.append(f"{name}.base_url must be http://HOST[:PORT]/... or https://..., got {shown!r}")
     if endpoint.key_variable and not _VARIABLE.fullmatch(endpoint.key_variable):
-        problems.append(
-            f"{name}.key_variable must be the NAME of the environment variable that holds the key; what it is set to "
-            "is no such name, and is not repeated here because it may be the key itself"
-        )
+        problems.append(_NO_VARIABLE.format(name))
     return problems
 
 

@@ -62,19 +62,45 @@ class Data:
 
 
 @dataclass(kw_only=True, slots=True)
+class Dense:
+    """Vectors of passages and queries, compared by FAISS, see `encoder.py`."""
+
+    encoder: str  # folder of a Hugging Face encoder, or package.module:name, a function: texts -> float32 [n, d]
+    query_prefix: str  # what the encoder wants before a query
+    passage_prefix: str  # and before a passage
+    max_tokens: int  # of a text; longer ones are cut. Of a folder's model, not of a function
+    batch: int  # passages encoded at a time
+    cosine: bool  # vectors are scaled to length 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Service:
+    """A retriever behind HTTP: POST {"queries": [...], "k": n}, see docs/bring-your-own.md."""
+
+    url: str
+    key_variable: str | None  # NAME of the environment variable that holds a bearer token; null: none is sent
+    timeout_s: float  # of one request
+    attempts: int  # requests for one answer, with growing pauses between them
+
+
+@dataclass(kw_only=True, slots=True)
 class Retriever:
+    # bm25 (Lucene), dense (FAISS), http (a service), or package.module:name, which (settings, place) makes a searcher
+    searcher: str
+    dense: Dense | None  # of searcher=dense
+    http: Service | None  # of searcher=http
     index: str | None  # folder of a built index; null: built from the data's corpus and cached by its hash
-    stemmer: Stemmer  # of the index and of queries
+    stemmer: Stemmer  # bm25: of the index and of queries
     corpus: Corpus
     corpus_share: float  # of the corpus's passages; which, their ids' hashes say
     k: int  # passages a query brings
-    k1: float  # BM25 term saturation
-    b: float  # BM25 length normalisation
+    k1: float  # bm25: term saturation
+    b: float  # bm25: length normalisation
     replicas: int  # processes that search, each over the whole index
     threads: int  # search threads of one replica
     cpus: float  # Ray CPUs of one replica
-    heap: str  # of one JVM: -Xmx value
-    max_batch: int  # queries of one Lucene batch
+    heap: str  # bm25: of one JVM, -Xmx value
+    max_batch: int  # queries searched together
     batch_wait_ms: float  # how long a lone query waits for company
     timeout_s: float  # of one query at one replica
     attempts: int  # replicas asked before the query counts as failed

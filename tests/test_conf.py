@@ -44,6 +44,8 @@ def test_a_finished_runs_settings_are_changed_group_by_group(tmp_path: Path) -> 
 NEEDED = {
     "folder": ["data.source=somewhere"],
     "files": ["data.questions=q.csv"],
+    "dense": ["retriever.dense.encoder=e5"],
+    "http": ["retriever.http.url=http://127.0.0.1:8080/search"],
     "agreement": ["algorithm.samples=2"],
 }
 

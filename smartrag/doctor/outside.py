@@ -134,6 +134,16 @@ def index(given: str | None, rows: int, places: Mapping[str, Place]) -> Finding:
     return ok("index", "built from the data's passages, once")
 
 
+def service(host: str, variable: str | None, has_key: bool, why: str) -> Finding:
+    """retriever.http; `variable`: NAME of the one that should hold its key, None where none is sent."""
+    wrong = [f"{variable} is not set"] * (not has_key) + [why] * bool(why)
+    if not wrong:
+        return ok("index", f"the service at {host}, which answers")
+    todo = ["put its key into the variable, here and on the nodes"] * (not has_key)
+    todo += ["start it, or name another with retriever.http.url"] * bool(why)
+    return problem("index", ", ".join(wrong), "; ".join(todo))
+
+
 def endpoint(setting: str, host: str, variable: str, has_key: bool, why: str) -> Finding:
     """`variable`: NAME of the one that should hold the key."""
     wrong = [f"{variable} is not set"] * (not has_key) + [why] * bool(why)

@@ -323,6 +323,15 @@ CASES: list[tuple[Callable[[], Finding], Finding]] = [
         ),
     ),
     (lambda: outside.index("/w/index", 6119, {}), ok("index", "/w/index, 6,119 passages")),
+    (lambda: outside.service("h:80", None, True, ""), ok("index", "the service at h:80, which answers")),
+    (
+        lambda: outside.service("h:80", "KEY", False, SILENT),
+        problem(
+            "index",
+            f"KEY is not set, {SILENT}",
+            "put its key into the variable, here and on the nodes; start it, or name another with retriever.http.url",
+        ),
+    ),
     (
         lambda: outside.endpoint("reward.endpoint", "127.0.0.1:8000", "JUDGE_KEY", False, "127.0.0.1:8000 is silent"),
         problem(
