@@ -46,18 +46,17 @@ class DenseRecipe:
     share: float
 
     @classmethod
-    def of(cls, retriever: Retriever) -> "DenseRecipe":
+    def of(cls, dense: Dense, passages: Recipe) -> "DenseRecipe":
         """Raises EncoderProblem."""
-        dense = _settings(retriever)
-        function_or_folder = dense.encoder if not (digest := identity(dense.encoder)) else "a model"
+        digest = identity(dense.encoder)
         return cls(
-            encoder=function_or_folder,
+            encoder="a model" if digest else dense.encoder,
             encoder_sha256=digest,
             passage_prefix=dense.passage_prefix,
             max_tokens=dense.max_tokens,
             cosine=dense.cosine,
-            corpus=retriever.corpus,
-            share=retriever.corpus_share,
+            corpus=passages.corpus,
+            share=passages.share,
         )
 
     def __str__(self) -> str:
@@ -95,31 +94,30 @@ class DenseManifest:
         return cls(**row | {"recipe": DenseRecipe(**recipe | {"corpus": Corpus(recipe["corpus"])})})
 
 
-def cached(corpus: Path, cache: Path, retriever: Retriever) -> Path:
+def cached(corpus: Path, cache: Path, dense: Dense, passages: Recipe) -> Path:
     """Folder of the index of `corpus` below `cache`, built when it is missing. Raises as `build`."""
-    recipe = DenseRecipe.of(retriever)
-    named = hashlib.sha256(str(recipe).encode()).hexdigest()[:16]
+    named = hashlib.sha256(str(DenseRecipe.of(dense, passages)).encode()).hexdigest()[:16]
     folder = cache.expanduser() / f"{sha256(corpus)[:16]}-dense-{named}-v{FORMAT}"
-    build(corpus, folder, retriever, recipe)
+    build(corpus, folder, dense, passages)
     return folder
 
 
-def build(corpus: Path, folder: Path, retriever: Retriever, recipe: DenseRecipe) -> DenseManifest:
-    """Encodes `corpus`, a .jsonl file, into `folder`, or returns what is there. Whole or not at all.
+def build(corpus: Path, folder: Path, dense: Dense, passages: Recipe) -> DenseManifest:
+    """Encodes `corpus`, a .jsonl file, into `folder`, or returns what is there. Whole or not at all. On the GPU of this
+    process, where it has one.
 
     Raises DataError for bad rows, EncoderProblem, IndexProblem when `folder` holds anything else, OSError.
     """
-    digest = sha256(corpus)
+    digest, recipe = sha256(corpus), DenseRecipe.of(dense, passages)
     if (there := _existing(folder, digest, recipe)) is not None:
         return there
-    count = check_corpus(corpus)
-    dense, encode = _settings(retriever), opened(_settings(retriever))
+    count, encode = check_corpus(corpus), opened(dense)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".building", dir=folder.parent) as scratch:
         made = Path(scratch) / "index"
         made.mkdir()
         with progress(f"encoding {count:,} passages of {corpus.name}"):
-            rows, dimension = _encode(lines(corpus, Recipe.of(retriever)), made, dense, encode)
+            rows, dimension = _encode(lines(corpus, passages), made, dense, encode)
         if sha256(corpus) != digest:
             raise IndexProblem(f"{corpus} changed while it was being encoded; nothing was kept")
         manifest = DenseManifest(
@@ -161,7 +159,7 @@ def _encode(rows: Iterator[bytes], made: Path, dense: Dense, encode: Callable[[S
 
 def open_dense(folder: Path) -> DenseManifest:
     """The manifest of the index in `folder`. Raises IndexProblem; reads no vector."""
-    build_it = "leave retriever.index out to build it from the data's passages, or name another"
+    build_it = f"build it with: python launch/index.py corpus=CORPUS out={folder} encoder=ENCODER"
     if not folder.is_dir():
         raise IndexProblem(f"no dense index at {folder} ({'a file' if folder.exists() else 'no such folder'}); {build_it}")
     try:
@@ -182,8 +180,10 @@ def verify_dense(folder: Path) -> DenseManifest:
     return manifest
 
 
-def check_dense_recipe(folder: Path, manifest: DenseManifest, recipe: DenseRecipe) -> None:
-    """Raises IndexProblem when the index that `retriever.index` names is not what the run asks for."""
+def check_dense_recipe(folder: Path, manifest: DenseManifest, retriever: Retriever) -> None:
+    """Raises IndexProblem when the index that `retriever.index` names is not what the run asks for; EncoderProblem."""
+    assert retriever.dense is not None, "check.py demands it"
+    recipe = DenseRecipe.of(retriever.dense, Recipe.of(retriever))
     if manifest.recipe != recipe:
         raise IndexProblem(
             f"retriever.index={folder} was made with {manifest.recipe}, but the run asks for {recipe}; set "
@@ -198,8 +198,9 @@ class DenseSearcher:
         import faiss
         import torch
 
-        self.manifest, self._dense = verify_dense(folder), _settings(retriever)
-        check_dense_recipe(folder, self.manifest, DenseRecipe.of(retriever))
+        assert retriever.dense is not None, "check.py demands it"
+        self.manifest, self._dense = verify_dense(folder), retriever.dense
+        check_dense_recipe(folder, self.manifest, retriever)
         torch.set_num_threads(retriever.threads)
         faiss.omp_set_num_threads(retriever.threads)
         self._encode = opened(self._dense)
@@ -263,8 +264,3 @@ def _existing(folder: Path, digest: str, recipe: DenseRecipe) -> DenseManifest |
             f"{digest[:12]}, {recipe}); name another folder or remove that one"
         )
     return manifest
-
-
-def _settings(retriever: Retriever) -> Dense:
-    assert retriever.dense is not None, "check.py demands it"
-    return retriever.dense

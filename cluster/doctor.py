@@ -20,7 +20,7 @@ from ray._private.utils import estimate_available_memory, get_num_cpus, read_ray
 from rich.console import Console
 
 from cluster import machine
-from cluster.dense import DenseRecipe, check_dense_recipe, open_dense
+from cluster.dense import check_dense_recipe, open_dense
 from cluster.engine import check_plugin
 from cluster.java import anserini_jar, preflight
 from cluster.manifest import check_recipe, open_manifest
@@ -196,7 +196,7 @@ def _index(run: Run, found: Mapping[str, Place]) -> Finding:
         folder = Path(given).expanduser().resolve()
         if retriever.searcher == "dense":
             rows = open_dense(folder).rows
-            check_dense_recipe(folder, open_dense(folder), DenseRecipe.of(retriever))
+            check_dense_recipe(folder, open_dense(folder), retriever)
         else:
             rows = open_manifest(folder).rows
             check_recipe(folder, open_manifest(folder), Recipe.of(retriever))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -144,7 +145,7 @@ def _short(value: Any) -> str:
 
 
 def _told(error: Exception) -> str:
-    """Without the pool's address, which is another object each time."""
-    reason = getattr(error, "reason", None)
-    cause = reason if isinstance(reason, Exception) else error
-    return f"{'' if isinstance(cause, ServiceProblem) else type(cause).__name__ + ': '}{str(cause).rpartition('>: ')[2]}"
+    """In one line, without the objects and numbers that urllib3 and the system put into it."""
+    cause = getattr(error, "reason", None)
+    said = str(cause if isinstance(cause, Exception) else error)
+    return re.sub(r"\w+Connection(Pool)?\([^()]*\): |<[^<>]*>: |\[Errno -?\d+\] ", "", " ".join(said.split()))

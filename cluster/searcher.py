@@ -66,9 +66,9 @@ def prepare(retriever: Retriever, corpus: Path | None, cache: Path) -> Path | No
             check_recipe(given, verify(given), Recipe.of(retriever))
             return given
         case "dense" if given is not None:
-            from cluster.dense import DenseRecipe, check_dense_recipe, verify_dense
+            from cluster.dense import check_dense_recipe, verify_dense
 
-            check_dense_recipe(given, verify_dense(given), DenseRecipe.of(retriever))
+            check_dense_recipe(given, verify_dense(given), retriever)
             return given
         case "bm25" if corpus is not None:
             from cluster.index import cached_index
@@ -78,7 +78,8 @@ def prepare(retriever: Retriever, corpus: Path | None, cache: Path) -> Path | No
         case "dense" if corpus is not None:
             from cluster.dense import cached
 
-            return cached(corpus, cache, retriever)
+            assert retriever.dense is not None, "check.py demands it"
+            return cached(corpus, cache, retriever.dense, Recipe.of(retriever))
         case "bm25" | "dense":
             raise ValueError(
                 "the data does not bring passages for every question; name a built index with retriever.index=FOLDER, or "

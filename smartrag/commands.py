@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from smartrag.choices import Part
+from smartrag.choices import Corpus, Part, Stemmer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,3 +50,22 @@ class Export:
     run: str  # folder of a run or of one of its checkpoints
     out: str  # the folder to make
     overwrite: bool  # an export that is there already is replaced
+
+
+@dataclass(kw_only=True, slots=True)
+class Index:
+    """What launch/index.py takes; values, and what each is, in conf/index.yaml."""
+
+    corpus: str
+    out: str
+    k1: float
+    b: float
+    stemmer: Stemmer
+    share: float
+    kind: Corpus
+    threads: int
+    encoder: str | None
+    passage_prefix: str
+    max_tokens: int
+    batch: int
+    cosine: bool

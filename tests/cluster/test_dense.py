@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from cluster import dense
-from cluster.dense import DenseRecipe, DenseSearcher, cached, verify_dense
+from cluster.dense import DenseSearcher, cached, verify_dense
 from cluster.manifest import IndexProblem
 from cluster.retrieval import RetrievalReplica
 from cluster.searcher import open_searcher, prepare
 from smartrag.choices import Corpus
 from smartrag.compose import load
 from smartrag.config import Retriever
-from smartrag.data.passages import dealt, kept
+from smartrag.data.passages import Recipe, dealt, kept
 from smartrag.encoder import opened
 from smartrag.types import Empty, Hits
 from tests import encoders
@@ -45,6 +45,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(encoders.bert(tmp_path_factory.mktemp("encoder")))
 
 
+def made(corpus: Path, cache: Path, retriever: Retriever) -> Path:
+    assert retriever.dense is not None
+    return cached(corpus, cache, retriever.dense, Recipe.of(retriever))
+
+
 def exact(retriever: Retriever, query: str) -> dict[str, float]:
     """Passage -> inner product, by numpy alone."""
     assert retriever.dense is not None
@@ -60,7 +65,7 @@ def test_the_best_are_those_of_exact_search(
 ) -> None:
     encoder = bert if which == "model" else LETTERS
     retriever = settings(encoder, cosine=cosine, query_prefix="query: ", passage_prefix="passage: ")
-    searcher = DenseSearcher(cached(corpus, tmp_path, retriever), retriever)
+    searcher = DenseSearcher(made(corpus, tmp_path, retriever), retriever)
     ks = [1, 2, 5, 29, 30, 100]
     for query, k, found in zip(QUERIES, ks, searcher.search(QUERIES, ks), strict=True):
         expected = exact(retriever, query)
@@ -78,7 +83,7 @@ def test_shares_and_useless_passages_are_those_of_any_retriever(corpus: Path, tm
     retriever = settings(LETTERS, corpus=Corpus.useless, corpus_share=0.5)
     names = [name for name in PASSAGES if kept(name, 0.5)]
     shown = dealt(names)
-    [found] = DenseSearcher(cached(corpus, tmp_path, retriever), retriever).search(["soup"], [100])
+    [found] = DenseSearcher(made(corpus, tmp_path, retriever), retriever).search(["soup"], [100])
     assert isinstance(found, Hits)
     assert sorted(p.id for p in found.passages) == sorted(names)
     assert all(p.contents == PASSAGES[shown[p.id]] for p in found.passages)
@@ -104,12 +109,12 @@ def test_a_replica_serves_it_like_any_other(corpus: Path, tmp_path: Path) -> Non
 
 def test_an_index_is_built_once_and_named_by_what_it_is_of(corpus: Path, bert: str, tmp_path: Path) -> None:
     retriever = settings(LETTERS)
-    first = cached(corpus, tmp_path, retriever)
+    first = made(corpus, tmp_path, retriever)
     stamp = (first / "manifest.json").stat().st_mtime_ns
-    assert cached(corpus, tmp_path, settings(LETTERS, query_prefix="q: ")) == first  # of queries alone
+    assert made(corpus, tmp_path, settings(LETTERS, query_prefix="q: ")) == first  # of queries alone
     assert (first / "manifest.json").stat().st_mtime_ns == stamp
     others = [settings(bert), *(settings(LETTERS, **{n: v}) for n, v in CHANGES.items())]
-    folders = [cached(corpus, tmp_path, other) for other in others]
+    folders = [made(corpus, tmp_path, other) for other in others]
     assert len({first, *folders}) == len(others) + 1
     prints = [DenseSearcher(folder, other).fingerprint for folder, other in zip(folders, others, strict=True)]
     assert len(set(prints)) == len(others)
@@ -125,16 +130,16 @@ CHANGES = {"passage_prefix": "p: ", "max_tokens": 8, "cosine": False, "corpus": 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_named_index_must_be_what_the_run_asks_for(name: str, corpus: Path, tmp_path: Path) -> None:
-    folder = cached(corpus, tmp_path, settings(LETTERS))
+    folder = made(corpus, tmp_path, settings(LETTERS))
     assert prepare(settings(LETTERS, index=str(folder)), None, tmp_path) == folder
     with pytest.raises(IndexProblem, match=r"was made with encoder tests\.encoders:letters, .* but the run asks for"):
         prepare(settings(LETTERS, index=str(folder), **{name: CHANGES[name]}), None, tmp_path)
 
 
-@pytest.mark.fault("Q7", "a dense index is damaged, or another's")
+@pytest.mark.fault("Q15", "a dense index is damaged, or another's")
 def test_what_is_damaged_or_foreign_is_named(corpus: Path, tmp_path: Path) -> None:
     retriever = settings(LETTERS)
-    folder = cached(corpus, tmp_path, retriever)
+    folder = made(corpus, tmp_path, retriever)
     for name in ("vectors.faiss", "passages.jsonl", "offsets.npy"):
         sound = (folder / name).read_bytes()
         (folder / name).write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
@@ -151,15 +156,15 @@ def test_what_is_damaged_or_foreign_is_named(corpus: Path, tmp_path: Path) -> No
         with pytest.raises(IndexProblem, match=said):
             DenseSearcher(folder, retriever)
     with pytest.raises(IndexProblem, match="is in the way and is left as it is"):
-        cached(corpus, tmp_path, retriever)
-    with pytest.raises(IndexProblem, match=r"no dense index at .* \(no such folder\); leave retriever.index out"):
+        made(corpus, tmp_path, retriever)
+    with pytest.raises(IndexProblem, match=r"no dense index at .* \(no such folder\); build it with: python launch/index.py"):
         prepare(replace(retriever, index=str(tmp_path / "no")), None, tmp_path)
 
 
 def test_an_encoder_that_changed_is_noticed(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing tells a function from what it was, but what it makes of the passages."""
     retriever = settings(LETTERS)
-    folder = cached(corpus, tmp_path, retriever)
+    folder = made(corpus, tmp_path, retriever)
     before = encoders.letters
     for changed in (lambda texts: before(texts)[:, ::-1].copy(), lambda texts: before(texts)[:, :32].copy()):
         monkeypatch.setattr(encoders, "letters", changed)
@@ -178,9 +183,8 @@ def test_a_build_that_is_cut_short_leaves_nothing(corpus: Path, tmp_path: Path, 
     retriever = settings("tests.cluster.test_dense:breaks")
     monkeypatch.setattr(sys.modules[__name__], "breaks", broken, raising=False)
     with pytest.raises(ValueError, match=r"failed on 2 text\(s\) \(MemoryError: planted"):
-        cached(corpus, tmp_path, retriever)
+        made(corpus, tmp_path, retriever)
     assert list(tmp_path.iterdir()) == []
-    assert DenseRecipe.of(retriever).encoder_sha256 == ""
 
 
 def test_no_java_is_needed() -> None:

@@ -117,7 +117,7 @@ def test_more_than_k_are_cut_and_chunks_are_put_together(shop: Callable[..., Sho
     assert Remote(shop(lambda *_: (200, CHUNKED)).service()).search(["Oslo"], [2]) == [hits(0, 1)]
 
 
-@pytest.mark.fault("Q3", "a retrieval service is busy, restarts, or closes connections")
+@pytest.mark.fault("Q12", "a retrieval service is busy, restarts, or closes connections")
 @pytest.mark.parametrize("first", [(500, {}), (503, b"busy"), (429, {}), (502, b""), None])
 def test_what_may_pass_is_tried_again(first: Any, shop: Callable[..., Shop]) -> None:
     one = shop(lambda body, attempt: first if attempt == 0 else (200, found(body)))
@@ -149,7 +149,7 @@ GARBAGE: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.fault("Q4", "a retrieval service answers garbage")
+@pytest.mark.fault("Q13", "a retrieval service answers garbage")
 @pytest.mark.parametrize("what", GARBAGE)
 def test_garbage_is_a_failure_and_never_an_empty_result(what: str, shop: Callable[..., Shop]) -> None:
     answer, said = GARBAGE[what]
@@ -166,7 +166,7 @@ def test_garbage_is_a_failure_and_never_an_empty_result(what: str, shop: Callabl
         (lambda *_: (404, b"no such path"), "HTTP 404 'no such path'", 1),
         (lambda *_: (401, {}), "HTTP 401 '{}'", 1),
         (lambda *_: (307, b""), "HTTP 307 ''", 1),
-        (lambda *_: None, "RemoteDisconnected", 3),
+        (lambda *_: None, "Remote end closed connection without response", 3),
     ],
 )
 def test_what_does_not_pass_is_a_failure(reply: Any, said: str, requests: int, shop: Callable[..., Shop]) -> None:
@@ -178,7 +178,7 @@ def test_what_does_not_pass_is_a_failure(reply: Any, said: str, requests: int, s
     assert len(one.requests) == requests
 
 
-@pytest.mark.fault("Q5", "a retrieval service is silent, drips, or floods")
+@pytest.mark.fault("Q14", "a retrieval service is silent, drips, or floods")
 def test_no_answer_takes_longer_than_its_time_or_more_than_its_room(
     shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +186,7 @@ def test_no_answer_takes_longer_than_its_time_or_more_than_its_room(
         time.sleep(1.0)
         return 200, found(body)
 
-    for reply, said in [(silent, "ReadTimeoutError"), (lambda *_: (200, DRIP), "was still answering after 0.3 s")]:
+    for reply, said in [(silent, "Read timed out"), (lambda *_: (200, DRIP), "was still answering after 0.3 s")]:
         start = time.monotonic()
         [failed] = Remote(shop(reply).service(timeout_s=0.3, attempts=1)).search(["Oslo"], [4])
         assert isinstance(failed, Failed)
@@ -208,7 +208,7 @@ def test_it_is_asked_before_a_run(shop: Callable[..., Shop], monkeypatch: pytest
     check_service(shop(lambda body, _: (200, {"results": [[]]})).service())  # it may know nothing of the probe
     with pytest.raises(ServiceProblem, match=r"retriever\.http\.url does not serve: http://127.*HTTP 404.*See that it is"):
         check_service(shop(lambda *_: (404, b"")).service())
-    with pytest.raises(ServiceProblem, match="retriever.http.url does not serve: .*NewConnectionError|refused"):
+    with pytest.raises(ServiceProblem, match="retriever.http.url does not serve: .*Connection refused"):
         check_service(Service(url="http://127.0.0.1:9/x", key_variable=None, timeout_s=1.0, attempts=1))
     monkeypatch.delenv("SHOP_KEY", raising=False)
     with pytest.raises(ServiceProblem, match=r"SHOP_KEY \(retriever\.http\.key_variable\) is not set where the service"):
