@@ -1,4 +1,4 @@
-"""Dense retrieval with FAISS: every passage a vector, the best those with the largest inner product. Exact, none is left out.
+"""Dense retrieval with FAISS: every passage a vector, the best those with the largest inner product. Search is exact.
 
     vectors.faiss    IndexFlatIP, [rows, d] float32, mapped into memory: replicas of one node share it
     passages.jsonl   the passages, in the same order
@@ -136,7 +136,9 @@ def build(corpus: Path, folder: Path, dense: Dense, passages: Recipe) -> DenseMa
         return manifest
 
 
-def _encode(rows: Iterator[bytes], made: Path, dense: Dense, encode: Callable[[Sequence[str]], Vectors]) -> tuple[int, int]:
+def _encode(
+    rows: Iterator[bytes], made: Path, dense: Dense, encode: Callable[[Sequence[str]], Vectors]
+) -> tuple[int, int]:
     """Writes the three files; (rows, d)."""
     import faiss
 
@@ -161,13 +163,17 @@ def open_dense(folder: Path) -> DenseManifest:
     """The manifest of the index in `folder`. Raises IndexProblem; reads no vector."""
     build_it = f"build it with: python launch/index.py corpus=CORPUS out={folder} encoder=ENCODER"
     if not folder.is_dir():
-        raise IndexProblem(f"no dense index at {folder} ({'a file' if folder.exists() else 'no such folder'}); {build_it}")
+        raise IndexProblem(
+            f"no dense index at {folder} ({'a file' if folder.exists() else 'no such folder'}); {build_it}"
+        )
     try:
         return DenseManifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise IndexProblem(f"no dense index at {folder} (no {MANIFEST}); {build_it}") from None
     except (ValueError, TypeError) as error:
-        raise IndexProblem(f"{folder / MANIFEST} cannot be read as that of a dense index ({error}); {build_it}") from None
+        raise IndexProblem(
+            f"{folder / MANIFEST} cannot be read as that of a dense index ({error}); {build_it}"
+        ) from None
 
 
 def verify_dense(folder: Path) -> DenseManifest:
@@ -175,7 +181,8 @@ def verify_dense(folder: Path) -> DenseManifest:
     manifest = open_dense(folder)
     if problems := damages(folder, manifest.files):
         raise IndexProblem(
-            f"the dense index at {folder} is not what was built: {'; '.join(problems)}; remove the folder and build it again"
+            f"the dense index at {folder} is not what was built: {'; '.join(problems)}; remove the folder and "
+            "build it again"
         )
     return manifest
 
@@ -231,7 +238,7 @@ class DenseSearcher:
         return Passage(told["id"], told.get(SHOWN, told["contents"]), score)
 
     def _check_encoder(self, folder: Path) -> None:
-        """The first passages, encoded again, must come to the vectors that are kept: a function may have changed since."""
+        """The first passages, encoded again, must come to the vectors that are kept: a function may have changed."""
         some = range(min(_CANARIES, self.manifest.rows))
         texts = []
         for row in some:
@@ -240,7 +247,8 @@ class DenseSearcher:
         now, then = self._encode(texts), np.stack([self._index.reconstruct(row) for row in some])
         if now.shape != then.shape or not _close(now, then):
             raise IndexProblem(
-                f"the dense index at {folder} holds other vectors than {self._dense.encoder} now gives for its passages; "
+                f"the dense index at {folder} holds other vectors than {self._dense.encoder} now gives for its "
+                "passages; "
                 "remove the folder to have it built again, or bring back the encoder that built it"
             )
 
@@ -251,7 +259,8 @@ def _close(now: Vectors, then: Vectors) -> bool:
 
 
 def _existing(folder: Path, digest: str, recipe: DenseRecipe) -> DenseManifest | None:
-    """The manifest in `folder` if it is of this corpus by this recipe, None if nothing is there. Raises IndexProblem."""
+    """The manifest in `folder` if it is of this corpus by this recipe, None if nothing is there. Raises
+    IndexProblem."""
     if not in_the_way(folder):
         return None
     try:

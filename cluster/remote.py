@@ -3,8 +3,8 @@
     POST {"queries": ["...", ...], "k": 4}
     200  {"results": [[{"id": "p1", "contents": "title\\ntext", "score": 7.1}, ...], ...]}
 
-One list a query, in the order of the queries, best first; an empty list is what nothing found comes to. More than k are
-cut, fewer are taken as they are. Whatever else happens is a failure, which is asked again and never shown to the policy.
+One list a query, in the order of the queries, best first; an empty list is what nothing found comes to. More than k
+are cut, fewer are taken as they are. Whatever else happens is a failure: asked again, never shown to the policy.
 """
 
 import hashlib
@@ -58,8 +58,10 @@ class Remote:
         if service.key_variable is not None:
             if not (key := os.environ.get(service.key_variable)):
                 raise ServiceProblem(
-                    f"the environment variable {service.key_variable} (retriever.http.key_variable) is not set where the "
-                    "service is asked from; set it on the nodes of the retrieval replicas too, or leave key_variable null"
+                    f"the environment variable {service.key_variable} (retriever.http.key_variable) is not set "
+                    "where the "
+                    "service is asked from; set it on the nodes of the retrieval replicas too, or leave "
+                    "key_variable null"
                 )
             self._headers["authorization"] = f"Bearer {key}"
 

@@ -1,4 +1,4 @@
-"""Retrieval as a service: replicas that batch queries into a searcher, a pool that keeps them, clients that ask them."""
+"""Retrieval as a service: replicas that batch queries into a searcher, a pool that keeps them, clients that ask."""
 
 import asyncio
 import inspect

@@ -1,9 +1,9 @@
 """What stands inside a retrieval replica, and what must be true before one is started.
 
-A `Searcher` answers lists of queries in one process. `retriever.searcher` says which: `bm25` (lucene.py), `dense` (dense.py),
-`http` (remote.py), or package.module:name of people's own, called in every replica with the settings and the place to read:
-`retriever.index` where that is given, else the data's passages as a .jsonl file, or None. Batching, replicas, restarts and
-retries are retrieval.py's, whatever it is.
+A `Searcher` answers lists of queries in one process. `retriever.searcher` says which: `bm25` (lucene.py), `dense`
+(dense.py), `http` (remote.py), or package.module:name of people's own, called in every replica with the settings and
+the place to read: `retriever.index` where that is given, else the data's passages as a .jsonl file, or None. Batching,
+replicas, restarts and retries are retrieval.py's, whatever it is.
 """
 
 import inspect
@@ -82,7 +82,8 @@ def prepare(retriever: Retriever, corpus: Path | None, cache: Path) -> Path | No
             return cached(corpus, cache, retriever.dense, Recipe.of(retriever))
         case "bm25" | "dense":
             raise ValueError(
-                "the data does not bring passages for every question; name a built index with retriever.index=FOLDER, or "
+                "the data does not bring passages for every question; name a built index with "
+                "retriever.index=FOLDER, or "
                 "give passages beside data.questions with data.corpus=FILE"
             )
         case "http":

@@ -136,7 +136,8 @@ _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 _SERVICE = re.compile(r"https?://[^\s/@]+(/[^\s@]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NO_VARIABLE = (
-    "{}.key_variable must be the NAME of the environment variable that holds the key; what it is set to is no such name, "
+    "{}.key_variable must be the NAME of the environment variable that holds the key; what it is set to is no "
+    "such name, "
     "and is not repeated here because it may be the key itself"
 )
 SEARCHERS = ("bm25", "dense", "http")
@@ -185,7 +186,8 @@ def _of_texts(run: Run) -> list[str]:
         problems.append(f'retriever.heap must be a size from 64m up, such as "4g", got {run.retriever.heap!r}')
     if run.reward.function is not None and not is_dotted(run.reward.function):
         problems.append(
-            f"reward.function must be the name of a function to import, package.module:name, got {run.reward.function!r}"
+            "reward.function must be the name of a function to import, package.module:name, got "
+            f"{run.reward.function!r}"
         )
     problems += _of_the_searcher(run.retriever)
     address = run.cluster.address

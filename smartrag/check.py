@@ -8,7 +8,6 @@ from smartrag.choices import KL, Corpus, Critic, Judge, KLIn, Role, Teacher, Wei
 from smartrag.config import Retriever, Run
 from smartrag.reward import full_score
 
-
 LONGEST_PAUSE_S = 8.0  # between two requests to a retriever behind HTTP, whatever it asks for
 
 
@@ -151,7 +150,8 @@ def _of_the_searcher(retriever: Retriever) -> list[str]:
     whole = retriever.corpus is Corpus.real and retriever.corpus_share == 1
     if retriever.searcher not in ("bm25", "dense") and not whole:
         problems.append(
-            f"retriever.corpus={retriever.corpus} with retriever.corpus_share={retriever.corpus_share:g} chooses passages "
+            f"retriever.corpus={retriever.corpus} with retriever.corpus_share={retriever.corpus_share:g} chooses "
+            "passages "
             f"of an index that is built here, which retriever.searcher={retriever.searcher} does not; use real and 1"
         )
     if (service := retriever.http) is not None:
@@ -160,7 +160,8 @@ def _of_the_searcher(retriever: Retriever) -> list[str]:
         longest = (service.attempts + 1) * service.timeout_s + (service.attempts - 1) * LONGEST_PAUSE_S
         if longest > retriever.timeout_s:
             problems.append(
-                f"retriever.http.timeout_s={service.timeout_s:g} and retriever.http.attempts={service.attempts} come to "
+                f"retriever.http.timeout_s={service.timeout_s:g} and retriever.http.attempts={service.attempts} "
+                "come to "
                 f"{longest:g} s in all, above retriever.timeout_s={retriever.timeout_s:g}; raise that or lower those"
             )
     return problems

@@ -77,7 +77,7 @@ class Dense:
 class Service:
     """A retriever behind HTTP: POST {"queries": [...], "k": n}, see docs/bring-your-own.md."""
 
-    url: str
+    url: str  # where queries are posted
     key_variable: str | None  # NAME of the environment variable that holds a bearer token; null: none is sent
     timeout_s: float  # of one request
     attempts: int  # requests for one answer, with growing pauses between them

@@ -1,4 +1,4 @@
-"""Functions and classes of people's own, by name: `package.module:name`. The module is imported, nothing is evaluated."""
+"""Functions and classes of people's own, by name: `package.module:name`. The module is imported; no more is run."""
 
 import importlib
 import re
@@ -12,7 +12,7 @@ def is_dotted(name: str) -> bool:
 
 
 def named(setting: str, name: str) -> Any:
-    """What `name`, the value of `setting`, stands for: something that can be called. Raises ValueError with what to do."""
+    """What `name`, the value of `setting`, stands for: something to call. Raises ValueError with what to do."""
     if not is_dotted(name):
         raise ValueError(f"{setting} must be the name of something to import, package.module:name, got {name!r}")
     module_name, _, attribute = name.partition(":")
@@ -22,14 +22,19 @@ def named(setting: str, name: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ValueError(f"{setting}={name}: {module_name} imports {error.name}, which is not installed") from error
         raise ValueError(
-            f"{setting}={name}: there is no module {error.name!r} to import; install it, or put the folder that holds it "
+            f"{setting}={name}: there is no module {error.name!r} to import; install it, or put the folder that "
+            "holds it "
             "into PYTHONPATH"
         ) from error
     except Exception as error:  # whatever its top level does
         raise ValueError(f"{setting}={name}: importing {module_name} failed ({told(error)}); mend it") from error
     found = getattr(module, attribute, None)
     if found is None:
-        own = [n for n, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == module_name]
+        own = [
+            n
+            for n, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module_name
+        ]
         there = f"; it has {', '.join(own[:10])}" if own else ""
         raise ValueError(f"{setting}={name}: {module_name} ({_place(module)}) has no {attribute!r}{there}")
     if not callable(found):

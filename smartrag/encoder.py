@@ -1,8 +1,9 @@
 """Texts as vectors, for dense retrieval.
 
-An encoder is a folder with a Hugging Face encoder model, or a function of people's own, package.module:name: texts -> float32
-[n, d], one row a text. A model's vector of a text is the mean of its last hidden states over the text's tokens (Reimers &
-Gurevych 2019, arXiv 1908.10084); with `cosine` vectors are scaled to length 1, so that inner products are cosines.
+An encoder is a folder with a Hugging Face encoder model, or a function of people's own, package.module:name: texts ->
+float32 [n, d], one row a text. A model's vector of a text is the mean of its last hidden states over the text's tokens
+(Reimers & Gurevych 2019, arXiv 1908.10084); with `cosine` vectors are scaled to length 1, so that inner products are
+cosines.
 
 Shapes: n texts, T tokens of the longest, d numbers of a vector.
 """
@@ -39,7 +40,9 @@ def identity(encoder: str) -> str:
         return ""
     folder = _folder(encoder)
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob(_WEIGHTS)]):
+    for path in sorted(
+        [folder / "config.json", *folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob(_WEIGHTS)]
+    ):
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
@@ -91,10 +94,13 @@ class _Model:
             )
         except (OSError, ValueError, KeyError) as error:
             said = " ".join(str(error).split())[:300]
-            raise EncoderProblem(f"{SETTING}={folder} cannot be loaded ({said}); take a model of transformers") from error
+            raise EncoderProblem(
+                f"{SETTING}={folder} cannot be loaded ({said}); take a model of transformers"
+            ) from error
         if lacks := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
             raise EncoderProblem(
-                f"{SETTING}={folder} has no weights for {lacks[0]} and {len(lacks) - 1} more, which would be drawn at random; "
+                f"{SETTING}={folder} has no weights for {lacks[0]} and {len(lacks) - 1} more, which would be "
+                "drawn at random; "
                 "take the folder of a whole encoder"
             )
         room = min(getattr(model.config, "max_position_embeddings", max_tokens), self._tokenizer.model_max_length)
@@ -120,12 +126,15 @@ def _folder(encoder: str) -> Path:
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
         raise EncoderProblem(
-            f"{SETTING}={encoder} {kind}; give the folder of a Hugging Face encoder (of one on the hub: hf download NAME "
+            f"{SETTING}={encoder} {kind}; give the folder of a Hugging Face encoder (of one on the hub: hf "
+            "download NAME "
             "--local-dir FOLDER), or package.module:name of a function"
         )
     lacks = [name for name in ("config.json", "tokenizer*", _WEIGHTS) if not any(folder.glob(name))]
     if lacks:
-        raise EncoderProblem(f"{SETTING}={encoder} has no {', '.join(lacks)}; save model and tokenizer there, as safetensors")
+        raise EncoderProblem(
+            f"{SETTING}={encoder} has no {', '.join(lacks)}; save model and tokenizer there, as safetensors"
+        )
     return folder
 
 
@@ -136,6 +145,8 @@ def _checked(vectors: Any, count: int, encoder: str) -> Vectors:
         if vectors.ndim == 2 and len(vectors) == count and vectors.dtype == np.float32 and vectors.shape[1] > 0:
             if np.isfinite(vectors).all():
                 return np.ascontiguousarray(vectors)
-            raise EncoderProblem(f"{SETTING}={encoder} gave numbers that are not finite; it must give a vector for any text")
+            raise EncoderProblem(
+                f"{SETTING}={encoder} gave numbers that are not finite; it must give a vector for any text"
+            )
         found = f"{vectors.dtype} {list(vectors.shape)}"
     raise EncoderProblem(f"{SETTING}={encoder} must give a float32 array [{count}, d] for {count} text(s), got {found}")

@@ -5,13 +5,12 @@
     def contains(seen: Answered) -> float:
         return float(any(gold.casefold() in seen.answer.casefold() for gold in seen.gold))
 
-It gets one answer and returns its share of a fully right one, a finite number from 0 to 1; True and False will do. It is
-called by the driver alone, one answer after the other, for training episodes that end in an answer; all others are worth
-0. Errors in it end the run.
+It gets one answer and returns its share of a fully right one, a finite number from 0 to 1; True and False will do. It
+is called by the driver alone, one answer after the other, for training episodes that end in an answer; all others are
+worth 0. Errors in it end the run.
 """
 
 import inspect
-import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ class _NoShare(ValueError):
 
 
 def _share(value: Any) -> float:
-    if isinstance(value, numbers.Real) and math.isfinite(value) and 0 <= value <= 1:
+    if isinstance(value, numbers.Real) and 0 <= float(value) <= 1:  # not of nan
         return float(value)
     kind = "" if isinstance(value, numbers.Real) else f", a {type(value).__name__}"
     raise _NoShare(f"must return a finite number from 0 to 1, got {value!r:.80}{kind}")

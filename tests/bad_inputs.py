@@ -137,11 +137,14 @@ def data(name: str, spoil: Callable[[Path], object], said: str) -> Bad:
 def _load(tmp_path: Path) -> object:
     limits: dict[str, None] = dict.fromkeys(("train_questions", "dev_questions", "test_questions"))
     source = str(tmp_path / "data")
-    return load_data(Data(source=source, mix={"folder": 1.0}, questions=None, corpus=None, allow_overlap=False, **limits), tmp_path / "cache")
+    return load_data(
+        Data(source=source, mix={"folder": 1.0}, questions=None, corpus=None, allow_overlap=False, **limits),
+        tmp_path / "cache",
+    )
 
 
 def table(name: str, content: Any, said: str, *, file: str = "q.csv", corpus: Any = None) -> Bad:
-    """A file of questions of one's own, or of passages: text, bytes, or what writes it. "{}" in `said` is its folder."""
+    """A file of questions of one's own, or of passages: text, bytes, or what writes it; "{}" in `said`: its folder."""
 
     def refused(tmp_path: Path) -> str:
         _put(tmp_path / file, content)
@@ -170,7 +173,9 @@ def parquet(**columns: list[Any]) -> Callable[[Path], None]:
     return lambda path: pq.write_table(pa.table(columns), path)
 
 
-GOOD_TABLE = "question,answer,split\n" + "".join(f"q{i}?,a,{split}\n" for i, split in enumerate(("train", "dev", "test")))
+GOOD_TABLE = "question,answer,split\n" + "".join(
+    f"q{i}?,a,{split}\n" for i, split in enumerate(("train", "dev", "test"))
+)
 
 
 def passage(name: str, content: Any, said: str) -> Bad:

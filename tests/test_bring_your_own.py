@@ -1,4 +1,4 @@
-"""docs/bring-your-own.md does what it says: its files load, its functions and classes serve, and a run is trained on two files.
+"""docs/bring-your-own.md does what it says: its files load, its functions and classes serve, two files train a run.
 
 That its commands compose is for test_docs.py.
 """

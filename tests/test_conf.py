@@ -35,6 +35,8 @@ def test_a_finished_runs_settings_are_changed_group_by_group(tmp_path: Path) -> 
     assert other.retriever.k == 4
     assert other.algorithm == run.algorithm
     assert other.learner.gpus == 0.5  # what the profile says of other groups holds too
+    remote = change(path, ["retriever=http", "retriever.http.url=http://h/x", "retriever.k=3"]).retriever
+    assert (remote.searcher, remote.dense, remote.k) == ("http", None, 3)
     with pytest.raises(ConfigError, match=r"did you mean 'popqa'\?\n.*did you mean 'retriever.k'\?"):
         change(path, ["data=popq", "retriever.kk=3"])
     with pytest.raises(ConfigError, match=r"retriever.k must be between 1 and 100, got 0"):

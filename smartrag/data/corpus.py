@@ -2,8 +2,8 @@
 
     {"id": str, "contents": "title\\ntext"}
 
-A file of that form is taken as it is; another is checked, row by row, and written to the cache once. Nothing of a corpus is
-held but eight bytes a passage, by which an id that comes twice is found.
+A file of that form is taken as it is; another is checked, row by row, and written to the cache once. Nothing of a
+corpus is held but eight bytes a passage, by which an id that comes twice is found.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ _FORM = "v1"  # raise it when passages are written differently
 
 
 def check_corpus(path: Path) -> int:
-    """The number of passages in the .jsonl file at `path`. Raises DataError when a row would be lost or misread in Lucene:
-    no JSON, no text, control characters that Java replaces, or an id twice."""
+    """The number of passages in the .jsonl file at `path`. Raises DataError when a row would be lost or misread in
+    Lucene: no JSON, no text, control characters that Java replaces, or an id twice."""
     found = Problems()
     whole = Part(str(path), "", partial(rows, path))
     count, _ = _check([whole], str(path), found, needs_ids=True)
@@ -34,15 +34,13 @@ def check_corpus(path: Path) -> int:
 
 
 def as_lines(source: str, cache: Path, found: Problems) -> Path | None:
-    """`source` (see tables.py) as a .jsonl file of the form above; what is wrong goes to `found`. Equal passages without an
-    id are one. Raises HubUnreachable, OSError."""
+    """`source` (see tables.py) as a .jsonl file of the form above; what is wrong goes to `found`. Equal passages without
+    an id are one. Raises HubUnreachable, OSError."""
     path = Path(source).expanduser()
     if path.suffix.lower() == ".jsonl" and path.is_file() and _is_plain(path):
         return path
-    if source.startswith(HUB):  # kept under its name, so that it is fetched once
-        name = source.removeprefix(HUB).strip("/").replace("/", "--")
-    else:
-        name = _digest(path)[:16]
+    # A set of the hub is kept under its name, so that it is fetched once.
+    name = source.removeprefix(HUB).strip("/").replace("/", "--") if source.startswith(HUB) else _digest(path)[:16]
     home = cache / f"passages-{name}-{_FORM}"
     if not home.is_dir():
         before = found.count

@@ -7,8 +7,8 @@
     a question    {"id": str, "question": str, "answers": [str, ...], "meta": {...}}
     a passage     {"id": str, "contents": "title\\ntext"}
 
-`id` and `meta` may be left out, one answer may stand in `answer`, and `title` and `text` in place of `contents`. Blank lines
-are skipped. Everything wrong with the files is told at once, as `file:line: ...`.
+`id` and `meta` may be left out, one answer may stand in `answer`, and `title` and `text` in place of `contents`. Blank
+lines are skipped. Everything wrong with the files is told at once, as `file:line: ...`.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Questions out of rows, and which of them are trained on where a file does not say.
 
-A file of its own, `data.questions`, is divided by its column `split`; without one by a hash of each question's text, in one
-spelling: of a hundred 80 are trained on, 10 are for dev and 10 for test. No seed is in it and no other row, so a question
-stays where it is whatever is added, on every machine, and one that comes twice comes twice to the same side.
+A file of its own, `data.questions`, is divided by its column `split`; without one by a hash of each question's text, in
+one spelling: of a hundred 80 are trained on, 10 are for dev and 10 for test. No seed is in it and no other row, so a
+question stays where it is whatever is added, on every machine, and one that comes twice comes twice to the same side.
 """
 
 from smartrag.data.rows import Problems, answers_of, identity, meta_of, show, text_of
@@ -51,7 +51,11 @@ def divided(source: str, found: Problems) -> dict[str, Asked]:
     empty = [split for split in SPLITS if not by_name[split]]
     if empty and found.count == already:
         said = "by the hash of their texts" if by_hash else 'by their "split"'
-        cure = 'add questions, or a column "split" (train, dev, test)' if by_hash else "each of train, dev, test needs some"
+        cure = (
+            'add questions, or a column "split" (train, dev, test)'
+            if by_hash
+            else "each of train, dev, test needs some"
+        )
         count = sum(len(asked) for asked in by_name.values())
         found.add(f"{source}: of {count} question(s) none comes to {' and '.join(empty)} {said}; {cure}")
     return by_name

@@ -3,8 +3,8 @@
     .jsonl         one JSON object a line
     .csv .tsv      a header, then a row a line; commas or tabs between cells, cells with those, quotes or line breaks in
                    double quotes (RFC 4180); UTF-8, with or without the byte order mark that Excel writes. A cell of
-                   `answers` or `queries` is a JSON list, one of `meta` a JSON object: a list with a separator of its own
-                   could not hold an answer with that separator in it
+                   `answers` or `queries` is a JSON list, one of `meta` a JSON object: a list with a separator of its
+                   own could not hold an answer with that separator in it
     .parquet       one row group in memory at a time
     a folder       that `save_to_disk` of the package `datasets` wrote, a Dataset or a DatasetDict
     hf://OWNER/NAME[/CONFIG]   a data set of the Hugging Face hub, through the same package and its cache
@@ -75,7 +75,9 @@ def parts(source: str, columns: Columns, found: Problems) -> list[Part]:
     if not path.exists():
         found.add(f"{path}: no such file; give {FORMATS}")
     elif path.is_dir() or path.suffix.lower() not in readers:
-        kind = "a folder that datasets.save_to_disk did not write" if path.is_dir() else f"a {path.suffix or 'bare'} file"
+        kind = (
+            "a folder that datasets.save_to_disk did not write" if path.is_dir() else f"a {path.suffix or 'bare'} file"
+        )
         found.add(f"{path}: is {kind}; give {FORMATS}")
     else:
         return [Part(str(path), "", readers[path.suffix.lower()])]
@@ -155,7 +157,8 @@ def _parquet(path: Path, columns: Columns, found: Problems) -> Numbered:
             return
         wanted = {name: names[i] for name, i in chosen.items()}
         for batch in file.iter_batches(_BATCH, columns=list(wanted.values())):
-            for number, row in enumerate(batch.to_pylist(), number + 1):
+            for row in batch.to_pylist():
+                number += 1
                 yield number, _of_types({name: row[its] for name, its in wanted.items()})
     except (pyarrow.ArrowException, OSError) as error:
         said = str(error).splitlines()[0]
@@ -220,7 +223,7 @@ def _understood(names: Sequence[str], columns: Columns, where: str, found: Probl
 
 
 def _of_text(cells: dict[str, str]) -> Row:
-    """A row of CSV: what is no text in other formats is read as JSON, and stays text, for the checks, where it is none."""
+    """A row of CSV: what is no text in other formats is read as JSON; where it is none it stays text, for the checks."""
     row: Row = {}
     for name, cell in cells.items():
         row[name] = cell

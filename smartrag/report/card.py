@@ -33,7 +33,19 @@ _HERE = Path(__file__).parent
 _EVALUATED = ("reward", "em", "f1", "accuracy", "retrievals_per_question", "hit_rate", "model_calls", "latency_s")
 _ELSEWHERE = re.compile(r"(/|~|(?!package:)\w+://)")  # how a path or a URL begins
 # Settings of the machines that a run had, and of no interest to who uses its policy.
-_OF_MACHINES = {"runs", "cache", "resume", "cluster", "log", "name", "save_every", "keep", "base_url", "key_variable", "url"}
+_OF_MACHINES = {
+    "runs",
+    "cache",
+    "resume",
+    "cluster",
+    "log",
+    "name",
+    "save_every",
+    "keep",
+    "base_url",
+    "key_variable",
+    "url",
+}
 _OF_MACHINES |= {"replicas", "threads", "cpus", "gpus", "heap", "max_batch", "batch_wait_ms", "timeout_s", "attempts"}
 _OF_MACHINES |= {"concurrency", "fallback"}
 

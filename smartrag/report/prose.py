@@ -159,7 +159,10 @@ def caveats(record: Record) -> list[str]:
             f"Rewards count {number(float(price))} for a retrieval. At another price systems may rank otherwise."
         )
     if get("reward.judge") not in (None, "gold"):
-        said.append(f"In training, answers were judged by {get('reward.function') or get('reward.judge')}; the tables judge by gold answers.")
+        said.append(
+            f"In training, answers were judged by {get('reward.function') or get('reward.judge')}; the tables "
+            "judge by gold answers."
+        )
     if not get("train.gates", True):
         said.append("The fixed gates never and always were not evaluated (train.gates=false).")
     return [*said, *_lost(record), *_shared(record.splits), *record.gaps]

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cluster import dense
@@ -15,6 +17,7 @@ from cluster.dense import DenseSearcher, cached, verify_dense
 from cluster.manifest import IndexProblem
 from cluster.retrieval import RetrievalReplica
 from cluster.searcher import open_searcher, prepare
+from smartrag import ROOT
 from smartrag.choices import Corpus
 from smartrag.compose import load
 from smartrag.config import Retriever
@@ -60,9 +63,7 @@ def exact(retriever: Retriever, query: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize("which", ["model", "function"])
-def test_the_best_are_those_of_exact_search(
-    which: str, cosine: bool, corpus: Path, bert: str, tmp_path: Path
-) -> None:
+def test_the_best_are_those_of_exact_search(which: str, cosine: bool, corpus: Path, bert: str, tmp_path: Path) -> None:
     encoder = bert if which == "model" else LETTERS
     retriever = settings(encoder, cosine=cosine, query_prefix="query: ", passage_prefix="passage: ")
     searcher = DenseSearcher(made(corpus, tmp_path, retriever), retriever)
@@ -157,7 +158,9 @@ def test_what_is_damaged_or_foreign_is_named(corpus: Path, tmp_path: Path) -> No
             DenseSearcher(folder, retriever)
     with pytest.raises(IndexProblem, match="is in the way and is left as it is"):
         made(corpus, tmp_path, retriever)
-    with pytest.raises(IndexProblem, match=r"no dense index at .* \(no such folder\); build it with: python launch/index.py"):
+    with pytest.raises(
+        IndexProblem, match=r"no dense index at .* \(no such folder\); build it with: python launch/index.py"
+    ):
         prepare(replace(retriever, index=str(tmp_path / "no")), None, tmp_path)
 
 
@@ -168,13 +171,15 @@ def test_an_encoder_that_changed_is_noticed(corpus: Path, tmp_path: Path, monkey
     before = encoders.letters
     for changed in (lambda texts: before(texts)[:, ::-1].copy(), lambda texts: before(texts)[:, :32].copy()):
         monkeypatch.setattr(encoders, "letters", changed)
-        with pytest.raises(IndexProblem, match="holds other vectors than tests.encoders:letters now gives"):
+        with pytest.raises(IndexProblem, match=r"holds other vectors than tests\.encoders:letters now"):
             DenseSearcher(folder, retriever)
     monkeypatch.setattr(encoders, "letters", lambda texts: before(texts) * 1.001)
     DenseSearcher(folder, retriever)
 
 
-def test_a_build_that_is_cut_short_leaves_nothing(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_is_cut_short_leaves_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(texts: list[str]) -> np.ndarray:
         if any("Kiwi" in text for text in texts):
             raise MemoryError("planted")
@@ -187,7 +192,31 @@ def test_a_build_that_is_cut_short_leaves_nothing(corpus: Path, tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_command_builds_one_of_any_file(corpus: Path, tmp_path: Path) -> None:
+    rows = [{"id": name, "text": text} for name, text in PASSAGES.items()]
+    pd.DataFrame(rows).to_parquet(tmp_path / "passages.parquet")
+    out = tmp_path / "vectors"
+    words = [f"corpus={tmp_path / 'passages.parquet'}", f"out={out}", f"encoder={LETTERS}", "max_tokens=64"]
+    line = [sys.executable, str(ROOT / "launch" / "index.py"), *words]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{out}: 30 passages, 64 numbers each\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["passages.parquet", "vectors"]
+    retriever = settings(LETTERS, index=str(out))
+    from_lines = settings(LETTERS)
+    place = prepare(retriever, None, tmp_path)
+    assert place == out
+    found = DenseSearcher(out, retriever).search(["plum"], [3])
+    assert found == DenseSearcher(made(corpus, tmp_path, from_lines), from_lines).search(["plum"], [3])
+    again = subprocess.run([*line, "cosine=false"], capture_output=True, text=True, timeout=120, env=env)
+    assert again.returncode == 3
+    assert "holds another dense index" in again.stderr
+
+
 def test_no_java_is_needed() -> None:
-    code = "import sys, cluster.dense, cluster.remote, cluster.searcher; assert not {'jnius', 'pyserini'} & set(sys.modules)"
+    code = (
+        "import sys, cluster.dense, cluster.remote, cluster.searcher\nassert not {'jnius', 'pyserini'} & {*sys.modules}"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert dense.FORMAT == 1

@@ -46,7 +46,13 @@ class Shop:
 
             def _send(self, body: dict[str, Any], status: int, answer: Any) -> None:
                 sound = json.dumps(found(body)).encode()
-                raw = sound if answer in (DRIP, CHUNKED) else answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                raw = (
+                    sound
+                    if answer in (DRIP, CHUNKED)
+                    else answer
+                    if isinstance(answer, bytes)
+                    else json.dumps(answer).encode()
+                )
                 try:
                     self.send_response(status)
                     if status == 307:
@@ -108,7 +114,9 @@ def test_a_batch_is_one_request_and_each_query_gets_its_k(shop: Callable[..., Sh
     assert body == {"queries": ["Oslo", "nothing", "Zürich 東京", "Oslo"], "k": 4}
     assert headers["authorization"] == "Bearer secret"
     assert headers["content-type"] == "application/json"
-    assert searcher.fingerprint == Remote(one.service()).fingerprint != Remote(one.service(url="http://h/x")).fingerprint
+    assert (
+        searcher.fingerprint == Remote(one.service()).fingerprint != Remote(one.service(url="http://h/x")).fingerprint
+    )
 
 
 def test_more_than_k_are_cut_and_chunks_are_put_together(shop: Callable[..., Shop]) -> None:
@@ -139,9 +147,15 @@ GARBAGE: dict[str, tuple[Any, str]] = {
     "no object": ({"results": [[], ["x"]]}, 'a passage is no object: "x"'),
     "no id": ({"results": [[], [{"contents": "x", "score": 1}]]}, 'field "id" of a passage must be a text of 1 to'),
     "a number for an id": ({"results": [[], [PASSAGE | {"id": 7}]]}, "characters, got 7"),
-    "blank contents": ({"results": [[], [PASSAGE | {"contents": " "}]]}, 'field "contents" of a passage must be a text'),
+    "blank contents": (
+        {"results": [[], [PASSAGE | {"contents": " "}]]},
+        'field "contents" of a passage must be a text',
+    ),
     "a huge passage": ({"results": [[], [PASSAGE | {"contents": "x" * 1_000_001}]]}, "a text of 1 to 1,000,000"),
-    "no score": ({"results": [[], [{"id": "p", "contents": "x"}]]}, 'field "score" of a passage must be a finite number'),
+    "no score": (
+        {"results": [[], [{"id": "p", "contents": "x"}]]},
+        'field "score" of a passage must be a finite number',
+    ),
     "a score of no number": (
         b'{"results": [[], [{"id": "p", "contents": "x", "score": NaN}]]}',
         "a finite number, got NaN",
@@ -206,12 +220,16 @@ def test_a_service_asks_for_a_pause_of_an_hour_and_gets_seconds() -> None:
 def test_it_is_asked_before_a_run(shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> None:
     check_service(shop().service())
     check_service(shop(lambda body, _: (200, {"results": [[]]})).service())  # it may know nothing of the probe
-    with pytest.raises(ServiceProblem, match=r"retriever\.http\.url does not serve: http://127.*HTTP 404.*See that it is"):
+    with pytest.raises(
+        ServiceProblem, match=r"retriever\.http\.url does not serve: http://127.*HTTP 404.*See that it is"
+    ):
         check_service(shop(lambda *_: (404, b"")).service())
-    with pytest.raises(ServiceProblem, match="retriever.http.url does not serve: .*Connection refused"):
+    with pytest.raises(ServiceProblem, match=r"retriever\.http\.url does not serve: .*Connection refused"):
         check_service(Service(url="http://127.0.0.1:9/x", key_variable=None, timeout_s=1.0, attempts=1))
     monkeypatch.delenv("SHOP_KEY", raising=False)
-    with pytest.raises(ServiceProblem, match=r"SHOP_KEY \(retriever\.http\.key_variable\) is not set where the service"):
+    with pytest.raises(
+        ServiceProblem, match=r"SHOP_KEY \(retriever\.http\.key_variable\) is not set where the service"
+    ):
         check_service(shop().service(key_variable="SHOP_KEY"))
 
 

@@ -35,7 +35,9 @@ def read(source, train=None, dev=None, test=None, cache=Path("unused")):
 
 def load_sets(mix, source, train=None, dev=None, test=None, cache=Path("unused"), allow_overlap=False):
     limits = {"train_questions": train, "dev_questions": dev, "test_questions": test}
-    return load(Data(source=str(source), mix=mix, questions=None, corpus=None, allow_overlap=allow_overlap, **limits), cache)
+    return load(
+        Data(source=str(source), mix=mix, questions=None, corpus=None, allow_overlap=allow_overlap, **limits), cache
+    )
 
 
 def problems_of(folder) -> str:

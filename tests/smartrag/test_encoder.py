@@ -1,4 +1,4 @@
-"""Encoders: mean pooling against numpy by hand, padding that changes nothing, and what is said of one that will not do."""
+"""Encoders: the mean against numpy by hand, padding that changes nothing, what is said of one that will not do."""
 
 import sys
 from dataclasses import replace
@@ -85,7 +85,9 @@ def test_folders_that_will_not_do(folder: Path, tmp_path: Path) -> None:
     half = encoders.bert(tmp_path / "half")
     kept = {n: w for n, w in load_file(half / "model.safetensors").items() if "layer.1" not in n}
     save_file(kept, half / "model.safetensors", {"format": "pt"})
-    with pytest.raises(EncoderProblem, match=r"has no weights for encoder\.layer\.1\..*, which would be drawn at random"):
+    with pytest.raises(
+        EncoderProblem, match=r"has no weights for encoder\.layer\.1\..*, which would be drawn at random"
+    ):
         opened(replace(DENSE, encoder=str(half)))
     assert encoder.is_function("a.b:c")
     assert not encoder.is_function(str(folder))

@@ -1,4 +1,4 @@
-"""Questions and passages of people's own: whatever they are kept in, the same comes of it; who is trained on; how much is held."""
+"""Questions and passages of one's own: the same comes of every form; who is trained on; how much is held."""
 
 import csv
 import json
@@ -176,7 +176,9 @@ def split_of(tmp_path: Path, texts: list[str]) -> dict[str, str]:
 
 
 @given(TEXTS, TEXTS, st.randoms())
-def test_a_question_stays_where_it_is(tmp_path_factory: pytest.TempPathFactory, one: Any, other: Any, random: Any) -> None:
+def test_a_question_stays_where_it_is(
+    tmp_path_factory: pytest.TempPathFactory, one: Any, other: Any, random: Any
+) -> None:
     folder = tmp_path_factory.mktemp("q")
     alone = split_of(folder, one)
     mixed = [*one, *other, *(f"  {text.upper()} " for text in one if text.upper().casefold() == text.casefold())]

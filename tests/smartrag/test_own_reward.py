@@ -40,7 +40,9 @@ def by(name: str, **changes: float) -> own_reward.Any:
 
 
 def test_it_scores_answers_in_units_of_a_right_one(write: Write) -> None:
-    name = write("def contains(seen): return any(g.lower() in seen.answer.lower() for g in seen.gold) / 2") + ":contains"
+    name = (
+        write("def contains(seen): return any(g.lower() in seen.answer.lower() for g in seen.gold) / 2") + ":contains"
+    )
     episodes = [
         finished(0, ActionKind.ANSWER, "in norway"),
         finished(1, ActionKind.ANSWER, "Sweden"),
@@ -94,8 +96,11 @@ def test_what_it_may_return(write: Write, value: str) -> None:
 )
 def test_what_it_may_not_return_is_told_before_a_run_and_in_one(write: Write, value: str, said: str) -> None:
     """In a run with the name of the function and the episode."""
-    name = write(f"from smartrag.own_reward import PROBE\ndef f(seen): return {value}\ndef late(seen): return 1 if seen == PROBE else {value}")
-    with pytest.raises(ValueError, match="reward.function=") as before:
+    name = write(
+        f"from smartrag.own_reward import PROBE\ndef f(seen): return {value}\ndef late(seen): return 1 if seen == "
+        f"PROBE else {value}"
+    )
+    with pytest.raises(ValueError, match=r"reward\.function=") as before:
         check(f"{name}:f")
     assert said in str(before.value)
     check(f"{name}:late")
@@ -111,7 +116,11 @@ def test_what_it_may_not_return_is_told_before_a_run_and_in_one(write: Write, va
     ("text", "attribute", "said"),
     [
         ("def f(): return 1", "f", "must take one argument, an Answered (too many positional arguments)"),
-        ("def f(answer, gold): return 1", "f", "must take one argument, an Answered (missing a required argument: 'gold')"),
+        (
+            "def f(answer, gold): return 1",
+            "f",
+            "must take one argument, an Answered (missing a required argument: 'gold')",
+        ),
         ("def g(seen): return 1", "f", "has no 'f'; it has g"),
         ("f = 0.5", "f", "is a float, which cannot be called; name a function"),
         ("import nowhere_to_be_found", "f", "imports nowhere_to_be_found, which is not installed"),
@@ -140,7 +149,7 @@ def test_what_cannot_be_called_is_told(write: Write, text: str, attribute: str, 
     ],
 )
 def test_names_that_lead_nowhere(name: str, said: str) -> None:
-    with pytest.raises(ValueError, match="reward.function") as caught:
+    with pytest.raises(ValueError, match=r"reward\.function") as caught:
         check(name)
     assert said in str(caught.value)
 
