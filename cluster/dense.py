@@ -248,8 +248,7 @@ class DenseSearcher:
         if now.shape != then.shape or not _close(now, then):
             raise IndexProblem(
                 f"the dense index at {folder} holds other vectors than {self._dense.encoder} now gives for its "
-                "passages; "
-                "remove the folder to have it built again, or bring back the encoder that built it"
+                "passages; remove the folder to have it built again, or bring back the encoder that built it"
             )
 
 

@@ -59,8 +59,7 @@ class Remote:
             if not (key := os.environ.get(service.key_variable)):
                 raise ServiceProblem(
                     f"the environment variable {service.key_variable} (retriever.http.key_variable) is not set "
-                    "where the "
-                    "service is asked from; set it on the nodes of the retrieval replicas too, or leave "
+                    "where the service is asked from; set it on the nodes of the retrieval replicas too, or leave "
                     "key_variable null"
                 )
             self._headers["authorization"] = f"Bearer {key}"

@@ -83,8 +83,7 @@ def prepare(retriever: Retriever, corpus: Path | None, cache: Path) -> Path | No
         case "bm25" | "dense":
             raise ValueError(
                 "the data does not bring passages for every question; name a built index with "
-                "retriever.index=FOLDER, or "
-                "give passages beside data.questions with data.corpus=FILE"
+                "retriever.index=FOLDER, or give passages beside data.questions with data.corpus=FILE"
             )
         case "http":
             return None

@@ -137,8 +137,7 @@ _SERVICE = re.compile(r"https?://[^\s/@]+(/[^\s@]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NO_VARIABLE = (
     "{}.key_variable must be the NAME of the environment variable that holds the key; what it is set to is no "
-    "such name, "
-    "and is not repeated here because it may be the key itself"
+    "such name, and is not repeated here because it may be the key itself"
 )
 SEARCHERS = ("bm25", "dense", "http")
 # Arguments of vLLM that name code to import, a file that may name some, or a secret.

@@ -151,8 +151,8 @@ def _of_the_searcher(retriever: Retriever) -> list[str]:
     if retriever.searcher not in ("bm25", "dense") and not whole:
         problems.append(
             f"retriever.corpus={retriever.corpus} with retriever.corpus_share={retriever.corpus_share:g} chooses "
-            "passages "
-            f"of an index that is built here, which retriever.searcher={retriever.searcher} does not; use real and 1"
+            f"passages of an index that is built here, which retriever.searcher={retriever.searcher} does not; use "
+            "real and 1"
         )
     if (service := retriever.http) is not None:
         if retriever.index is not None:
@@ -161,8 +161,8 @@ def _of_the_searcher(retriever: Retriever) -> list[str]:
         if longest > retriever.timeout_s:
             problems.append(
                 f"retriever.http.timeout_s={service.timeout_s:g} and retriever.http.attempts={service.attempts} "
-                "come to "
-                f"{longest:g} s in all, above retriever.timeout_s={retriever.timeout_s:g}; raise that or lower those"
+                f"come to {longest:g} s in all, above retriever.timeout_s={retriever.timeout_s:g}; raise that or "
+                "lower those"
             )
     return problems
 

@@ -23,8 +23,7 @@ def named(setting: str, name: str) -> Any:
             raise ValueError(f"{setting}={name}: {module_name} imports {error.name}, which is not installed") from error
         raise ValueError(
             f"{setting}={name}: there is no module {error.name!r} to import; install it, or put the folder that "
-            "holds it "
-            "into PYTHONPATH"
+            "holds it into PYTHONPATH"
         ) from error
     except Exception as error:  # whatever its top level does
         raise ValueError(f"{setting}={name}: importing {module_name} failed ({told(error)}); mend it") from error

@@ -100,8 +100,7 @@ class _Model:
         if lacks := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
             raise EncoderProblem(
                 f"{SETTING}={folder} has no weights for {lacks[0]} and {len(lacks) - 1} more, which would be "
-                "drawn at random; "
-                "take the folder of a whole encoder"
+                "drawn at random; take the folder of a whole encoder"
             )
         room = min(getattr(model.config, "max_position_embeddings", max_tokens), self._tokenizer.model_max_length)
         if room < max_tokens:
@@ -127,8 +126,7 @@ def _folder(encoder: str) -> Path:
         kind = "is a file" if folder.exists() else "does not exist"
         raise EncoderProblem(
             f"{SETTING}={encoder} {kind}; give the folder of a Hugging Face encoder (of one on the hub: hf "
-            "download NAME "
-            "--local-dir FOLDER), or package.module:name of a function"
+            "download NAME --local-dir FOLDER), or package.module:name of a function"
         )
     lacks = [name for name in ("config.json", "tokenizer*", _WEIGHTS) if not any(folder.glob(name))]
     if lacks:

@@ -49,6 +49,8 @@ PROBE = Answered(
 def check(name: str) -> Callable[[Answered], Any]:
     """The function, imported and called on PROBE. Raises ValueError with what is wrong and what to do."""
     function = named(SETTING, name)
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"{SETTING}={name}: must be a plain function, not an async one")
     try:
         inspect.signature(function).bind(PROBE)
     except TypeError as error:

@@ -34,8 +34,8 @@ def check_corpus(path: Path) -> int:
 
 
 def as_lines(source: str, cache: Path, found: Problems) -> Path | None:
-    """`source` (see tables.py) as a .jsonl file of the form above; what is wrong goes to `found`. Equal passages without
-    an id are one. Raises HubUnreachable, OSError."""
+    """`source` (see tables.py) as a .jsonl file of the form above; what is wrong goes to `found`. Passages without an
+    id that are equal are one. Raises HubUnreachable, OSError."""
     path = Path(source).expanduser()
     if path.suffix.lower() == ".jsonl" and path.is_file() and _is_plain(path):
         return path

@@ -223,7 +223,7 @@ def _understood(names: Sequence[str], columns: Columns, where: str, found: Probl
 
 
 def _of_text(cells: dict[str, str]) -> Row:
-    """A row of CSV: what is no text in other formats is read as JSON; where it is none it stays text, for the checks."""
+    """A row of CSV: what is no text in other formats is read as JSON; what is none stays text, for the checks."""
     row: Row = {}
     for name, cell in cells.items():
         row[name] = cell
