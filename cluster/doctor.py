@@ -20,11 +20,12 @@ from ray._private.utils import estimate_available_memory, get_num_cpus, read_ray
 from rich.console import Console
 
 from cluster import machine
+from cluster.dense import check_dense_recipe, open_dense
 from cluster.engine import check_plugin
 from cluster.java import anserini_jar, preflight
 from cluster.manifest import check_recipe, open_manifest
 from cluster.placement import bundles
-from smartrag import ROOT
+from smartrag import ROOT, own_reward
 from smartrag.chat import api_key
 from smartrag.config import Run
 from smartrag.data.load import Place, places
@@ -94,7 +95,9 @@ def _packages(run: Run) -> Finding:
     return on_machine.packages(wanted, {d.name: d.version for d in importlib.metadata.distributions()})
 
 
-def _java(_: Run) -> Finding:
+def _java(run: Run) -> Finding:
+    if run.retriever.searcher != "bm25":
+        return ok("Java", f"not needed by retriever.searcher={run.retriever.searcher}")
     try:
         anserini_jar()
         return ok("Java", preflight(_CHILD_S))
@@ -180,16 +183,30 @@ def _data_and_index(run: Run) -> list[Finding]:
 
 
 def _index(run: Run, found: Mapping[str, Place]) -> Finding:
-    given = run.retriever.index
+    given, retriever = run.retriever.index, run.retriever
+    if retriever.http is not None:
+        host, port = address(retriever.http.url)
+        why = why_not(retriever.http.url, _KNOCK_S)
+        return outside.service(f"{host}:{port}", retriever.http.key_variable, _is_set(retriever.http.key_variable), why)
+    if retriever.searcher not in ("bm25", "dense"):
+        return ok("index", f"the affair of {retriever.searcher}")
     if given is None:
         return outside.index(None, 0, found)
     try:
         folder = Path(given).expanduser().resolve()
-        manifest = open_manifest(folder)
-        check_recipe(folder, manifest, Recipe.of(run.retriever))
-    except RuntimeError as error:
+        if retriever.searcher == "dense":
+            rows = open_dense(folder).rows
+            check_dense_recipe(folder, open_dense(folder), retriever)
+        else:
+            rows = open_manifest(folder).rows
+            check_recipe(folder, open_manifest(folder), Recipe.of(retriever))
+    except (RuntimeError, ValueError) as error:
         return refused("index", error, "")
-    return outside.index(given, manifest.rows, found)
+    return outside.index(given, rows, found)
+
+
+def _is_set(variable: str | None) -> bool:
+    return variable is None or bool(os.environ.get(variable))
 
 
 def _endpoints(run: Run) -> list[Finding]:
@@ -203,6 +220,16 @@ def _endpoints(run: Run) -> list[Finding]:
         why = why_not(endpoint.base_url, _KNOCK_S)
         findings.append(outside.endpoint(setting, f"{host}:{port}", endpoint.key_variable, has_key, why))
     return findings
+
+
+def _reward(run: Run) -> list[Finding]:
+    if run.reward.function is None:
+        return []
+    try:
+        own_reward.check(run.reward.function)
+    except ValueError as error:
+        return [refused("reward", error, "")]
+    return [ok("reward", f"{run.reward.function} scores what it is shown")]
 
 
 def _wandb(run: Run) -> Finding:
@@ -227,6 +254,7 @@ _CHECKS: dict[str, Callable[[Run], Finding | list[Finding]]] = {
     "model": _model,
     "data": _data_and_index,
     "endpoints": _endpoints,
+    "reward": _reward,
     "W&B": _wandb,
 }
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from cluster.java import anserini_jar, java_home, preflight
 from cluster.manifest import FORMAT, MANIFEST, IndexManifest, IndexProblem, open_manifest, sha256
 from smartrag.choices import Corpus
+from smartrag.data.corpus import check_corpus
 from smartrag.data.passages import SHOWN, Recipe, lines
 
 _BUILD_HEAP = "2g"  # Anserini's own buffer default of 4096 MB would overrun it
@@ -52,8 +53,6 @@ def _build(
 ) -> IndexManifest:
     if (existing := _existing(folder, digest, recipe)) is not None:
         return existing
-    from smartrag.data.load import check_corpus
-
     check_corpus(corpus)
     java = preflight()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +60,7 @@ def _build(
         made = Path(scratch) / "index"
         rows = _shards(corpus, recipe, Path(scratch) / "corpus", threads)
         fields = f" -fields {SHOWN}" * (recipe.corpus is Corpus.useless)
-        with _progress(f"indexing {rows:,} passages of {corpus.name}"):
+        with progress(f"indexing {rows:,} passages of {corpus.name}"):
             _run_anserini(
                 "index.IndexCollection -collection JsonCollection -generator DefaultLuceneDocumentGenerator -optimize "
                 f"-storeContents -stemmer {recipe.stemmer} -threads {threads} -memoryBuffer {_BUILD_BUFFER_MB} "
@@ -89,13 +88,17 @@ def _build(
             files={path.name: sha256(path) for path in sorted(made.iterdir())},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        return _publish(made, folder, manifest)
+        if publish(made, folder, manifest.to_json()):
+            return manifest
+        faster = _existing(folder, digest, recipe)
+        assert faster is not None, "something is in the way"
+        return faster
 
 
 def _existing(folder: Path, digest: str, recipe: Recipe) -> IndexManifest | None:
     """The manifest in `folder` if it is of this corpus by this recipe, None if there is nothing. Raises IndexProblem
     otherwise."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not in_the_way(folder):
         return None
     try:
         manifest = open_manifest(folder)
@@ -114,19 +117,24 @@ def _existing(folder: Path, digest: str, recipe: Recipe) -> IndexManifest | None
     return manifest
 
 
-def _publish(made: Path, folder: Path, manifest: IndexManifest) -> IndexManifest:
-    """Manifest last, everything on disk, then one rename. A build of the same corpus that was faster wins."""
-    (made / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+def in_the_way(folder: Path) -> bool:
+    """Whether something is there that no index may replace."""
+    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+
+
+def publish(made: Path, folder: Path, manifest: str) -> bool:
+    """Manifest last, everything on disk, then one rename. False where another build was faster, which then wins."""
+    (made / MANIFEST).write_text(manifest, encoding="utf-8")
     for path in [*made.iterdir(), made]:
         _fsync(path)
     try:
         os.rename(made, folder)  # replaces an empty folder, fails on any other
     except OSError:
-        if (winner := _existing(folder, manifest.corpus_sha256, manifest.recipe)) is None:
+        if not in_the_way(folder):
             raise
-        return winner
+        return False
     _fsync(folder.parent)
-    return manifest
+    return True
 
 
 def _shards(corpus: Path, recipe: Recipe, folder: Path, threads: int) -> int:
@@ -161,7 +169,7 @@ def _documents(index: Path) -> int:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[None]:
+def progress(what: str) -> Iterator[None]:
     """A spinner on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -29,7 +29,7 @@ def clean(query: str) -> str:
 
 
 class Lucene:
-    """BM25 over a verified index; queries are analysed as its passages were.
+    """Implements `Searcher`: BM25 over a verified index; queries are analysed as its passages were.
 
     Starts this process's JVM and imports Pyserini: 5 seconds or more. Raises IndexProblem (absent or damaged),
     JavaMissing, ValueError for a bad `heap`.
@@ -53,6 +53,10 @@ class Lucene:
                 f"the Lucene index at {index} has {self._searcher.num_docs} documents, its manifest says "
                 f"{self.manifest.rows}; remove the folder and build it again"
             )
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
 
     def search(self, queries: Sequence[str], ks: Sequence[int]) -> list[Retrieved]:
         """The best `ks[i]` passages for the cleaned `queries[i]`, best first, ties in the order of their ids.

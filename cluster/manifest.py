@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -88,13 +89,7 @@ def verify(folder: Path) -> IndexManifest:
     Lucene itself checks only some files when it opens an index: a flipped bit can change the ranking in silence.
     """
     manifest = open_manifest(folder)
-    problems = []
-    for name, expected in sorted(manifest.files.items()):
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif (found := sha256(path)) != expected:
-            problems.append(f"{name} is damaged (sha256 {found[:12]}, written as {expected[:12]})")
+    problems = damages(folder, manifest.files)
     commits = sorted(path.name for path in folder.glob("segments_*"))  # Lucene opens the newest, whosever it is
     problems += [f"{name} is foreign" for name in commits if name not in manifest.files]
     if problems:
@@ -103,6 +98,18 @@ def verify(folder: Path) -> IndexManifest:
             "remove the folder and build it again"
         )
     return manifest
+
+
+def damages(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """What of the files, name -> sha256, is not there as it was written."""
+    problems = []
+    for name, expected in sorted(files.items()):
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif (found := sha256(path)) != expected:
+            problems.append(f"{name} is damaged (sha256 {found[:12]}, written as {expected[:12]})")
+    return problems
 
 
 def check_recipe(folder: Path, manifest: IndexManifest, recipe: Recipe) -> None:

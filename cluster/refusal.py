@@ -21,6 +21,7 @@ from smartrag.exits import (
     USAGE_ERROR,
 )
 from smartrag.judge import JudgeUnavailable
+from smartrag.own_reward import RewardFailed
 from smartrag.train import Diverged
 from smartrag.types import PoisonQuestion
 
@@ -28,7 +29,7 @@ logger = logging.getLogger("smartrag")
 
 _CODES: dict[type[Exception], int] = {
     ConfigError: USAGE_ERROR,
-    **dict.fromkeys((BadInput, Damaged, Unreadable, PoisonQuestion), BAD_INPUT),
+    **dict.fromkeys((BadInput, Damaged, Unreadable, PoisonQuestion, RewardFailed), BAD_INPUT),
     DoesNotFit: DOES_NOT_FIT,
     FileNotFoundError: NOTHING_TO_RESUME,
     JudgeUnavailable: NO_JUDGE,

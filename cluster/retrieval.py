@@ -1,4 +1,4 @@
-"""Retrieval as a service: replicas that batch queries into Lucene, a pool that keeps them, clients that ask them."""
+"""Retrieval as a service: replicas that batch queries into a searcher, a pool that keeps them, clients that ask."""
 
 import asyncio
 import inspect
@@ -18,7 +18,8 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.java import HOME_VARIABLE
-from cluster.lucene import Lucene, clean
+from cluster.lucene import clean
+from cluster.searcher import open_searcher, sound
 from smartrag.config import Retriever
 from smartrag.types import Empty, Failed, Retrieved
 
@@ -43,18 +44,16 @@ class _Waiting:
 
 
 class RetrievalReplica:
-    """One Lucene index in one process, asked by many at once. A plain async class; `RetrievalPool` makes it an actor.
+    """One searcher in one process, asked by many at once. A plain async class; `RetrievalPool` makes it an actor.
 
-    Queries that wait together go to Lucene together. While one batch is searched the next one gathers.
+    Queries that wait together are searched together. While one batch is searched the next one gathers.
     """
 
-    def __init__(self, retriever: Retriever, index: str) -> None:
-        """Takes 5 seconds or more. Raises IndexProblem, JavaMissing, ValueError for a bad heap."""
+    def __init__(self, retriever: Retriever, place: str | None) -> None:
+        """Takes seconds: 5 or more with Lucene. Raises IndexProblem, JavaMissing, ValueError for a bad heap."""
         self._max_batch, self._wait_s = retriever.max_batch, retriever.batch_wait_ms / 1000
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lucene")
-        self._lucene = Lucene(
-            Path(index), k1=retriever.k1, b=retriever.b, threads=retriever.threads, heap=retriever.heap
-        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._searcher = open_searcher(retriever, None if place is None else Path(place))
         self._waiting: list[_Waiting] = []
         self._drainer: asyncio.Task[None] | None = None
         self._queries, self._batches, self._seconds = 0, 0, 0.0
@@ -86,7 +85,8 @@ class RetrievalReplica:
 
     def _search(self, batch: list[_Waiting]) -> list[Retrieved]:
         start = time.perf_counter()
-        answers = self._lucene.search([w.query for w in batch], [w.k for w in batch])
+        ks = [w.k for w in batch]
+        answers = sound(self._searcher.search([w.query for w in batch], ks), ks)
         self._seconds += time.perf_counter() - start
         self._queries, self._batches = self._queries + len(batch), self._batches + 1
         return answers
@@ -95,22 +95,22 @@ class RetrievalReplica:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def ping(self) -> str:
-        """Answers when the search thread takes work: a hung Lucene keeps silent."""
+        """Answers when the search thread takes work: a hung one keeps silent."""
         return await self._in_thread(lambda: "pong")
 
     async def stats(self) -> dict[str, float]:
-        """Since the start of this process: queries, batches, queries of a mean batch, seconds in Lucene."""
+        """Since the start of this process: queries, batches, queries of a mean batch, seconds of searching."""
         mean = self._queries / self._batches if self._batches else 0.0
         return {
             "queries": float(self._queries),
             "batches": float(self._batches),
             "batch_size": mean,
-            "lucene_s": self._seconds,
+            "search_s": self._seconds,
         }
 
     def fingerprint(self) -> str:
-        """Identity of the index's content, 16 hex digits."""
-        return self._lucene.manifest.fingerprint
+        """Identity of what is searched."""
+        return self._searcher.fingerprint
 
     async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What FaultTolerantActorManager calls. RLlib's own mixin ends the process on any error of `func`."""
@@ -133,12 +133,12 @@ class RetrievalPool:
     def __init__(
         self,
         retriever: Retriever,
-        index: Path,
+        place: Path | None,
         *,
         ready_s: float,
         strategies: Sequence[PlacementGroupSchedulingStrategy] = (),
     ) -> None:
-        """Start `retriever.replicas` replicas over `index`. `strategies`: where each stands, if it matters.
+        """Start `retriever.replicas` replicas over `place`. `strategies`: where each stands, if it matters.
 
         Waits at most `ready_s` seconds. Raises RetrievalUnavailable with what is wrong, and leaves nothing running.
         """
@@ -151,11 +151,12 @@ class RetrievalPool:
             "max_concurrency": _MAX_CONCURRENCY,
             "runtime_env": {"env_vars": variables},
         }
-        replica, folder = ray.remote(RetrievalReplica), str(index.expanduser().absolute())  # actors start elsewhere
+        replica = ray.remote(RetrievalReplica)
+        read = None if place is None else str(place.expanduser().absolute())  # actors start elsewhere
         handles: list[Any] = []
         for i in range(retriever.replicas):
             where = {"scheduling_strategy": strategies[i]} if strategies else {}
-            handles.append(replica.options(**options, **where).remote(retriever, folder))
+            handles.append(replica.options(**options, **where).remote(retriever, read))
         self._replicas = FaultTolerantActorManager(handles)
         try:
             self.fingerprint = self._ready(ready_s)
@@ -208,7 +209,7 @@ class RetrievalPool:
         """Sums over the replicas that answer within `retriever.timeout_s` seconds, and how many those are."""
         results = self._replicas.foreach_actor("stats", timeout_seconds=self._retriever.timeout_s)
         rows = [result.get() for result in results.ignore_errors()]
-        total = {name: sum(row[name] for row in rows) for name in ("queries", "batches", "lucene_s")}
+        total = {name: sum(row[name] for row in rows) for name in ("queries", "batches", "search_s")}
         mean = total["queries"] / total["batches"] if total["batches"] else 0.0
         return {**total, "batch_size": mean, "replicas": float(len(rows))}
 

@@ -1,6 +1,6 @@
 """The machines of one run, put together: inputs first, then seats, then everybody at once.
 
-inputs(run)    data, model, tokenizer, Java, index: every problem shows before a worker starts
+inputs(run)    data, model, tokenizer, retriever, index: every problem shows before a worker starts
 System(run)    placement group -> retrieval replicas, rollout workers, learner ranks -> weight push
 """
 
@@ -15,20 +15,18 @@ import ray
 from transformers import AutoTokenizer
 
 from cluster.engine_args import engine_env
-from cluster.index import cached_index
-from cluster.java import preflight
 from cluster.learner import LearnerGroup
 from cluster.machine import check_places
-from cluster.manifest import check_recipe, verify
 from cluster.placement import Seats, reserve
 from cluster.retrieval import RetrievalPool
 from cluster.rollout import RolloutPool, RolloutWorker
+from cluster.searcher import check_searcher, prepare
 from cluster.weights import PushFailed, WeightPush
+from smartrag import own_reward
 from smartrag.chat import api_key
 from smartrag.choices import Role
 from smartrag.config import Run
 from smartrag.data.load import Dataset, load
-from smartrag.data.passages import Recipe
 from smartrag.model_folder import check, check_fit
 from smartrag.origin import resolve
 from smartrag.prompt import Budget, Prompt
@@ -41,7 +39,7 @@ class Inputs:
     data: Dataset
     model: Path  # folder with weights and tokenizer
     prompt: Prompt
-    index: Path
+    index: Path | None  # what replicas read, see searcher.prepare
     frozen: Mapping[Role, Path]  # roles that other weights play: their folders
 
 
@@ -66,8 +64,10 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     cache = Path(run.cache).expanduser()
     for endpoint in run.endpoints.values() if model is None else ():
         api_key(endpoint)
+    if model is None and run.reward.function is not None:
+        own_reward.check(run.reward.function)
     check_places(run)
-    preflight()
+    check_searcher(run.retriever)
     frozen = run.algorithm.frozen
     start = resolve(run.model, cache / "models") if model is None or frozen else model
     folder = start if model is None else model
@@ -78,19 +78,8 @@ def _inputs(run: Run, model: Path | None) -> Inputs:
     check_fit(folder, run, len(tokenizer))
     data = load(run.data, cache / "data")
     _check_lengths(data, prompt, run)
-    retriever, recipe = run.retriever, Recipe.of(run.retriever)
-    if retriever.index is not None:
-        index = Path(retriever.index).expanduser().resolve()
-        check_recipe(index, verify(index), recipe)
-    elif data.corpus is None:
-        raise ValueError(
-            f"the data ({', '.join(run.data.mix)}) does not bring passages for every question; name a built index with "
-            "retriever.index=FOLDER"
-        )
-    else:
-        threads = os.cpu_count() or 1
-        index = cached_index(data.corpus, cache / "indexes", recipe, threads=threads, k1=retriever.k1, b=retriever.b)
-    return Inputs(data, folder, prompt, index, dict.fromkeys(frozen, start))
+    place = prepare(run.retriever, data.corpus, cache / "indexes")
+    return Inputs(data, folder, prompt, place, dict.fromkeys(frozen, start))
 
 
 def _check_lengths(data: Dataset, prompt: Prompt, run: Run) -> None:
@@ -126,7 +115,7 @@ def connect(run: Run) -> None:
 
 
 class System:
-    """Rollout workers with engines, retrieval replicas with a JVM, learner ranks, and the weight push between them.
+    """Rollout workers with engines, retrieval replicas, learner ranks, and the weight push between them.
 
     `learn=False` leaves the learner out: evaluation and `ask` serve the weights of `found.model` as they are.
     """

@@ -1,48 +1,45 @@
 #!/usr/bin/env python
-"""Build a Lucene index: python launch/index.py corpus=FOLDER_OR_FILE out=FOLDER [stemmer=porter] [threads=1] ..."""
+"""Build an index: python launch/index.py corpus=FOLDER_OR_FILE out=FOLDER [stemmer=porter | encoder=FOLDER] ..."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 
-from smartrag.choices import Corpus, Stemmer
+from smartrag.commands import Index
 from smartrag.compose import composed, started
 from smartrag.exits import BAD_INPUT
-
-
-@dataclass
-class Index:
-    corpus: str = MISSING
-    out: str = MISSING
-    k1: float = MISSING
-    b: float = MISSING
-    stemmer: Stemmer = MISSING
-    share: float = MISSING
-    kind: Corpus = MISSING
-    threads: int = MISSING
 
 
 def index(config: Any) -> None:
     """`config`: an `Index`, values that are not given missing."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         sys.exit(_refused(f"{' and '.join(missing)} must be given; see python launch/index.py --help"))
+    from cluster import dense
     from cluster.index import build_index
+    from smartrag.config import Dense
+    from smartrag.data.corpus import lines_of
+    from smartrag.data.load import passages_of
     from smartrag.data.passages import Recipe
 
-    given, out = Path(config.corpus).expanduser(), Path(config.out).expanduser()
-    corpus = given / "corpus.jsonl" if given.is_dir() else given
+    out = Path(config.out).expanduser()
     recipe = Recipe(stemmer=config.stemmer, corpus=config.kind, share=config.share)
     try:
-        manifest = build_index(corpus, out, recipe, threads=config.threads, k1=config.k1, b=config.b)
+        with lines_of(passages_of(config.corpus), out.parent) as corpus:
+            if config.encoder is None:
+                lucene = build_index(corpus, out, recipe, threads=config.threads, k1=config.k1, b=config.b)
+                rows, told = lucene.rows, f"fingerprint {lucene.fingerprint}"
+            else:
+                own = {name: config[name] for name in ("encoder", "passage_prefix", "max_tokens", "batch", "cosine")}
+                made = dense.build(corpus, out, Dense(query_prefix="", **own), recipe)
+                rows, told = made.rows, f"{made.dimension} numbers each"
     except (ValueError, RuntimeError, OSError) as error:  # bad data, an index in the way, no Java, a full disk
         sys.exit(_refused(str(error)))
-    print(f"{out}: {manifest.rows:,} passages, fingerprint {manifest.fingerprint}")
+    print(f"{out}: {rows:,} passages, {told}")
 
 
 def _refused(why: str) -> int:

@@ -4,8 +4,9 @@ import math
 import re
 from typing import Any
 
-from smartrag.config import Data, Endpoint, Run
-from smartrag.data.load import NAMED
+from smartrag.config import Data, Endpoint, Retriever, Run
+from smartrag.data.load import FILES, NAMED
+from smartrag.dotted import is_dotted
 
 # (field, lowest, highest) of every number whose range is known; both ends are allowed.
 RANGES: tuple[tuple[str, float, float], ...] = (
@@ -17,6 +18,10 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("data.train_questions", 1, 1 << 31),
     ("data.dev_questions", 1, 1 << 31),
     ("data.test_questions", 1, 1 << 31),
+    ("retriever.dense.max_tokens", 2, 1 << 16),
+    ("retriever.dense.batch", 1, 1 << 16),
+    ("retriever.http.timeout_s", 0.1, 3600.0),
+    ("retriever.http.attempts", 1, 100),
     ("retriever.corpus_share", 1e-6, 1.0),
     ("retriever.k", 1, 100),
     ("retriever.k1", 0.0, 10.0),
@@ -115,6 +120,9 @@ TEXTS: tuple[str, ...] = (
     "model.path",
     "model.fallback",
     "data.source",
+    "data.questions",
+    "data.corpus",
+    "retriever.dense.encoder",
     "retriever.index",
 )
 TEXTS += ("retriever.heap", "cluster.address", "log.project", "log.group")
@@ -126,7 +134,13 @@ _NAME = re.compile(r"\w[\w.+-]*")
 _HEAP = re.compile(r"(6[4-9]|[7-9]\d|[1-9]\d{2,})[mM]|[1-9]\d*[gG]")
 _ADDRESS = re.compile(r"auto|local|(ray://)?(\S+@)?[\w.\[\]:-]+:\d+")
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
+_SERVICE = re.compile(r"https?://[^\s/@]+(/[^\s@]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_VARIABLE = (
+    "{}.key_variable must be the NAME of the environment variable that holds the key; what it is set to is no "
+    "such name, and is not repeated here because it may be the key itself"
+)
+SEARCHERS = ("bm25", "dense", "http")
 # Arguments of vLLM that name code to import, a file that may name some, or a secret.
 _CODE: tuple[str, ...] = (
     "trust_remote_code",
@@ -170,6 +184,12 @@ def _of_texts(run: Run) -> list[str]:
         problems.append(f"name={run.name!r} names a folder in runs/: letters, digits and _, or . + - behind one")
     if run.retriever.heap.strip() and not _HEAP.fullmatch(run.retriever.heap):
         problems.append(f'retriever.heap must be a size from 64m up, such as "4g", got {run.retriever.heap!r}')
+    if run.reward.function is not None and not is_dotted(run.reward.function):
+        problems.append(
+            "reward.function must be the name of a function to import, package.module:name, got "
+            f"{run.reward.function!r}"
+        )
+    problems += _of_the_searcher(run.retriever)
     address = run.cluster.address
     if address and not _ADDRESS.fullmatch(address):
         problems.append(
@@ -180,6 +200,23 @@ def _of_texts(run: Run) -> list[str]:
     return problems + _of_the_endpoint("warmup.endpoint", run.warmup.endpoint)
 
 
+def _of_the_searcher(retriever: Retriever) -> list[str]:
+    problems, service = [], retriever.http
+    if retriever.searcher not in SEARCHERS and not is_dotted(retriever.searcher):
+        problems.append(
+            f"retriever.searcher must be {', '.join(SEARCHERS)} or package.module:name of your own, got "
+            f"{retriever.searcher!r}"
+        )
+    if service is not None and not _SERVICE.fullmatch(service.url):
+        shown = service.url.rpartition("@")[2]
+        problems.append(
+            f"retriever.http.url must be http://HOST[:PORT]/... or https://..., without a password in it, got {shown!r}"
+        )
+    if service is not None and service.key_variable is not None and not _VARIABLE.fullmatch(service.key_variable):
+        problems.append(_NO_VARIABLE.format("retriever.http"))
+    return problems
+
+
 def _of_the_endpoint(name: str, endpoint: Endpoint) -> list[str]:
     """Without what may be secret: a password in the URL, the key in place of its variable's name."""
     problems = []
@@ -187,10 +224,7 @@ def _of_the_endpoint(name: str, endpoint: Endpoint) -> list[str]:
         shown = endpoint.base_url.rpartition("@")[2]
         problems.append(f"{name}.base_url must be http://HOST[:PORT]/... or https://..., got {shown!r}")
     if endpoint.key_variable and not _VARIABLE.fullmatch(endpoint.key_variable):
-        problems.append(
-            f"{name}.key_variable must be the NAME of the environment variable that holds the key; what it is set to "
-            "is no such name, and is not repeated here because it may be the key itself"
-        )
+        problems.append(_NO_VARIABLE.format(name))
     return problems
 
 
@@ -213,9 +247,13 @@ def _data_problems(data: Data) -> list[str]:
     for name, weight in data.mix.items():
         if not (math.isfinite(weight) and weight > 0):
             problems.append(f"data.mix.{name} must be a finite number above 0, got {weight}")
-        if len(data.mix) > 1 and name not in (*NAMED, "folder"):
-            problems.append(f"data.mix: no data set is called {name!r}; there are: {', '.join(NAMED)}, folder")
-    if len(data.mix) > 1 and "folder" in data.mix and data.source in NAMED:
+        if len(data.mix) > 1 and name not in (*NAMED, "folder", FILES):
+            problems.append(f"data.mix: no data set is called {name!r}; there are: {', '.join(NAMED)}, folder, files")
+    if FILES in data.mix and data.questions is None:
+        problems.append("data.mix holds `files`, so data.questions must name a file; data=files asks for it")
+    if FILES not in data.mix and (data.questions is not None or data.corpus is not None):
+        problems.append("data.questions and data.corpus are of data=files; choose that, or leave them out")
+    if len(data.mix) > 1 and "folder" in data.mix and data.source in (*NAMED, FILES):
         problems.append(f"data.mix holds `folder`, so data.source must be a folder, got {data.source!r}")
     return problems
 

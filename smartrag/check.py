@@ -4,9 +4,11 @@ Nothing is started before it is empty.
 """
 
 from smartrag.bounds import out_of_bounds
-from smartrag.choices import KL, Critic, Judge, KLIn, Role, Teacher, WeightBackend
-from smartrag.config import Run
+from smartrag.choices import KL, Corpus, Critic, Judge, KLIn, Role, Teacher, WeightBackend
+from smartrag.config import Retriever, Run
 from smartrag.reward import full_score
+
+LONGEST_PAUSE_S = 8.0  # between two requests to a retriever behind HTTP, whatever it asks for
 
 
 def check(run: Run) -> list[str]:
@@ -35,6 +37,7 @@ def check(run: Run) -> list[str]:
     problems += _of_the_roles(run)
     problems += _of_the_judge(run)
     problems += _of_the_price(run)
+    problems += _of_the_searcher(run.retriever)
     if run.warmup.steps and run.warmup.batch % run.learner.ranks:
         problems.append(f"warmup.batch={run.warmup.batch} must be a multiple of learner.ranks={run.learner.ranks}")
     shares = run.warmup.direct + run.warmup.search + run.warmup.read
@@ -126,6 +129,11 @@ def _of_the_judge(run: Run) -> list[str]:
         )
     if (reward.judge is Judge.endpoint) != (reward.endpoint is not None):
         problems.append("reward.judge=endpoint and a reward.endpoint go together: both or neither; see reward=judge")
+    if (reward.judge is Judge.function) != (reward.function is not None):
+        problems.append(
+            "reward.judge=function and reward.function=package.module:name go together: both or neither; see "
+            "docs/bring-your-own.md"
+        )
     if reward.endpoint is not None:
         left = episodes - int(reward.endpoint.max_void_share * episodes)
         needed = run.learner.ranks * run.algorithm.minibatches
@@ -133,6 +141,33 @@ def _of_the_judge(run: Run) -> list[str]:
             problems.append(
                 f"reward.endpoint.max_void_share={reward.endpoint.max_void_share:g} of train.episodes={episodes} could "
                 f"leave {left} episodes for learner.ranks x algorithm.minibatches = {needed} shares; lower the first"
+            )
+    return problems
+
+
+def _of_the_searcher(retriever: Retriever) -> list[str]:
+    problems = []
+    for name, group in (("dense", retriever.dense), ("http", retriever.http)):
+        if (retriever.searcher == name) != (group is not None):
+            problems.append(
+                f"retriever.searcher={name} and a retriever.{name} go together: both or neither; see retriever={name}"
+            )
+    whole = retriever.corpus is Corpus.real and retriever.corpus_share == 1
+    if retriever.searcher not in ("bm25", "dense") and not whole:
+        problems.append(
+            f"retriever.corpus={retriever.corpus} with retriever.corpus_share={retriever.corpus_share:g} chooses "
+            f"passages of an index that is built here, which retriever.searcher={retriever.searcher} does not; use "
+            "real and 1"
+        )
+    if (service := retriever.http) is not None:
+        if retriever.index is not None:
+            problems.append("retriever.index is of no use to retriever.searcher=http; leave it at null")
+        longest = (service.attempts + 1) * service.timeout_s + (service.attempts - 1) * LONGEST_PAUSE_S
+        if longest > retriever.timeout_s:
+            problems.append(
+                f"retriever.http.timeout_s={service.timeout_s:g} and retriever.http.attempts={service.attempts} "
+                f"come to {longest:g} s in all, above retriever.timeout_s={retriever.timeout_s:g}; raise that or "
+                "lower those"
             )
     return problems
 

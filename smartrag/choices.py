@@ -79,6 +79,7 @@ class Judge(StrEnum):
     gold = "gold"  # EM and F1 against the gold answers
     agreement = "agreement"  # the other samples of the same question: no gold answers needed
     endpoint = "endpoint"  # a language model behind a chat endpoint: no gold answers needed
+    function = "function"  # a function of your own, reward.function
 
 
 class Stemmer(StrEnum):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from smartrag.choices import Part
+from smartrag.choices import Corpus, Part, Stemmer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,3 +61,22 @@ class Serving:
     port: int  # that is listened on
     timeout_s: float  # from a request to the end of its answer, waiting included
     waiting: int  # questions that may wait for an engine; whoever comes then is told to come again
+
+
+@dataclass(kw_only=True, slots=True)
+class Index:
+    """What launch/index.py takes; values, and what each is, in conf/index.yaml."""
+
+    corpus: str
+    out: str
+    k1: float
+    b: float
+    stemmer: Stemmer
+    share: float
+    kind: Corpus
+    threads: int
+    encoder: str | None
+    passage_prefix: str
+    max_tokens: int
+    batch: int
+    cosine: bool

@@ -47,7 +47,11 @@ class Model:
 
 @dataclass(kw_only=True, slots=True)
 class Data:
-    source: str  # "world", a folder (train/dev/test.jsonl, corpus.jsonl), or a dataset's name on the hub
+    # "world", a folder (train, dev, test, corpus), a public set by name, or "files": the two below. What a file may be:
+    # docs/bring-your-own.md
+    source: str
+    questions: str | None  # of source=files: a file, a saved data set or hf://OWNER/NAME, divided by `split` or a hash
+    corpus: str | None  # of source=files: likewise its passages; null where retriever.index or a service has them
     # Data set -> weight of its questions in training. Two or more: each is read; "folder" is `source`, and the others
     # are its subfolders of their names, where it has them.
     mix: dict[str, float]
@@ -58,19 +62,45 @@ class Data:
 
 
 @dataclass(kw_only=True, slots=True)
+class Dense:
+    """Vectors of passages and queries, compared by FAISS, see `encoder.py`."""
+
+    encoder: str  # folder of a Hugging Face encoder, or package.module:name, a function: texts -> float32 [n, d]
+    query_prefix: str  # what the encoder wants before a query
+    passage_prefix: str  # and before a passage
+    max_tokens: int  # of a text; longer ones are cut. Of a folder's model, not of a function
+    batch: int  # passages encoded at a time
+    cosine: bool  # vectors are scaled to length 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Service:
+    """A retriever behind HTTP: POST {"queries": [...], "k": n}, see docs/bring-your-own.md."""
+
+    url: str  # where queries are posted
+    key_variable: str | None  # NAME of the environment variable that holds a bearer token; null: none is sent
+    timeout_s: float  # of one request
+    attempts: int  # requests for one answer, with growing pauses between them
+
+
+@dataclass(kw_only=True, slots=True)
 class Retriever:
+    # bm25 (Lucene), dense (FAISS), http (a service), or package.module:name, which (settings, place) makes a searcher
+    searcher: str
+    dense: Dense | None  # of searcher=dense
+    http: Service | None  # of searcher=http
     index: str | None  # folder of a built index; null: built from the data's corpus and cached by its hash
-    stemmer: Stemmer  # of the index and of queries
+    stemmer: Stemmer  # bm25: of the index and of queries
     corpus: Corpus
     corpus_share: float  # of the corpus's passages; which, their ids' hashes say
     k: int  # passages a query brings
-    k1: float  # BM25 term saturation
-    b: float  # BM25 length normalisation
+    k1: float  # bm25: term saturation
+    b: float  # bm25: length normalisation
     replicas: int  # processes that search, each over the whole index
     threads: int  # search threads of one replica
     cpus: float  # Ray CPUs of one replica
-    heap: str  # of one JVM: -Xmx value
-    max_batch: int  # queries of one Lucene batch
+    heap: str  # bm25: of one JVM, -Xmx value
+    max_batch: int  # queries searched together
     batch_wait_ms: float  # how long a lone query waits for company
     timeout_s: float  # of one query at one replica
     attempts: int  # replicas asked before the query counts as failed
@@ -139,6 +169,7 @@ class Reward:
     right answer is worth, whoever judges it; scores and prices are in that unit."""
 
     judge: Judge
+    function: str | None  # of judge=function, null for the others: package.module:name, see `own_reward.py`
     exact_match: float  # weight of EM of the answer
     f1: float  # weight of token F1 of the answer
     retrieval: float  # added per retrieval, negative for a cost; with a budget only where its price starts

@@ -3,7 +3,8 @@
     0  done
     1  a bug, with its traceback
     2  the command line: an unknown name, a value out of bounds, things that do not go together
-    3  what is read, or the machine: data, model, index, Java, whatever launch/doctor.py finds
+    3  what is read, or the machine: data, model, index, Java, a reward function of your own, whatever launch/doctor.py
+       finds
     4  the cluster cannot hold the run
     5  nothing to resume, or no such run
     6  the judge of answers (reward.judge=endpoint) was not to be had

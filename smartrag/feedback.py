@@ -3,14 +3,16 @@
     gold        w_EM · EM + w_F1 · F1 against the gold answers
     agreement   how far the other samples of the question agree with the answer, beyond what other questions would
     endpoint    a language model reads question, passages and answer (judge.py)
+    function    a function of your own reads all of it (own_reward.py)
 
-The last two never look at the gold answers. Their shares are scaled by `full_score`, so prices mean the same under all.
+The second and the third never look at the gold answers. All shares are scaled by `full_score`, so prices mean the same.
 """
 
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from smartrag import own_reward
 from smartrag.choices import Judge, Role
 from smartrag.config import Reward, Run
 from smartrag.judge import judge
@@ -54,7 +56,7 @@ def scores(episodes: Sequence[Episode], reward: Reward, samples: int, cache: Pat
     """The score of each episode's answer, 0 without one; None where the judge could not be had: the episode is void.
 
     `samples` episodes in a row are of the same question. `cache`: folder that keeps the endpoint's replies. Raises
-    JudgeUnavailable when too many are void.
+    JudgeUnavailable when too many are void, RewardFailed when a function of your own fails.
     """
     shares: Sequence[float | None]
     match reward.judge:
@@ -65,6 +67,9 @@ def scores(episodes: Sequence[Episode], reward: Reward, samples: int, cache: Pat
         case Judge.endpoint:
             assert reward.endpoint is not None, "check.py demands it"
             shares = judge(episodes, reward.endpoint, cache)
+        case Judge.function:
+            assert reward.function is not None, "check.py demands it"
+            shares = own_reward.shares(episodes, reward.function)
     return [None if share is None else full_score(reward) * share for share in shares]
 
 

@@ -38,7 +38,7 @@ class Passage:
 
     id: str
     contents: str
-    score: float  # BM25, higher is better
+    score: float  # the retriever's: BM25, an inner product; higher is better
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 from safetensors.numpy import save_file
 
 from cluster.checkpoint import Checkpoints
@@ -22,7 +24,7 @@ from smartrag.choices import Corpus, Stemmer
 from smartrag.commands import Export
 from smartrag.compose import alone, as_yaml, change, load, understood
 from smartrag.config import Data, Run
-from smartrag.data.load import check_corpus
+from smartrag.data.corpus import check_corpus
 from smartrag.data.load import load as load_data
 from smartrag.evaluation.compare import settings
 from smartrag.exits import USAGE_ERROR
@@ -135,7 +137,45 @@ def data(name: str, spoil: Callable[[Path], object], said: str) -> Bad:
 def _load(tmp_path: Path) -> object:
     limits: dict[str, None] = dict.fromkeys(("train_questions", "dev_questions", "test_questions"))
     source = str(tmp_path / "data")
-    return load_data(Data(source=source, mix={"folder": 1.0}, allow_overlap=False, **limits), tmp_path / "cache")
+    return load_data(
+        Data(source=source, mix={"folder": 1.0}, questions=None, corpus=None, allow_overlap=False, **limits),
+        tmp_path / "cache",
+    )
+
+
+def table(name: str, content: Any, said: str, *, file: str = "q.csv", corpus: Any = None) -> Bad:
+    """A file of questions of one's own, or of passages: text, bytes, or what writes it; "{}" in `said`: its folder."""
+
+    def refused(tmp_path: Path) -> str:
+        _put(tmp_path / file, content)
+        (tmp_path / "good.csv").write_text(GOOD_TABLE)
+        asked, passages = (tmp_path / "good.csv", tmp_path / file) if corpus else (tmp_path / file, None)
+        words = [f"data.questions={asked}", *([f"data.corpus={passages}"] if passages else [])]
+        message = _refused(lambda: load_data(load(["data=files", *words]).data, tmp_path / "cache"))
+        assert not list(tmp_path.glob("cache/*"))
+        return message
+
+    return Bad(f"{'passages' if corpus else 'questions'}: {name}", refused, said)
+
+
+def passages(name: str, content: Any, said: str, file: str = "p.csv") -> Bad:
+    return table(name, content, said, file=file, corpus=True)
+
+
+def _put(path: Path, content: Any) -> None:
+    if callable(content):
+        content(path)
+    elif content is not None:
+        path.write_bytes(_as_bytes(content))
+
+
+def parquet(**columns: list[Any]) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(pa.table(columns), path)
+
+
+GOOD_TABLE = "question,answer,split\n" + "".join(
+    f"q{i}?,a,{split}\n" for i, split in enumerate(("train", "dev", "test"))
+)
 
 
 def passage(name: str, content: Any, said: str) -> Bad:
@@ -149,6 +189,13 @@ def passage(name: str, content: Any, said: str) -> Bad:
         return message
 
     return Bad(f"passage: {name}", refused, said)
+
+
+# ---- what is imported or asked by name
+
+
+def own(name: str, act: Callable[[Path], object], said: str) -> Bad:
+    return Bad(f"own: {name}", lambda tmp_path: _refused(lambda: act(tmp_path)), said)
 
 
 # ---- models

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.searcher import check_searcher
 from smartrag.compose import ConfigError, load
+from smartrag.data.load import load as load_data
+from smartrag.own_reward import check as check_reward
 from tests.bad_inputs import (
     ROW,
     Bad,
@@ -16,12 +19,16 @@ from tests.bad_inputs import (
     line,
     model,
     nothing,
+    own,
+    parquet,
     passage,
+    passages,
     place,
     remove,
     resume,
     row,
     saved,
+    table,
     write,
 )
 
@@ -202,12 +209,16 @@ ROWS = [
     row("half a pair", ROW | {"id": "x", "question": "a\ud800"}, "half a surrogate pair at position 1, which is no"),
     row("huge", ROW | {"id": "x", "question": "a" * 1_000_001}, "1,000,001 characters, at most 1,000,000 are allowed"),
     row("no answers", {"id": "x", "question": "q?"}, 'field "answers" is missing; add it'),
-    row("one answer", {"id": "x", "question": "q?", "answer": "a"}, '"answers" is missing; write "answers": ["..."]'),
+    row("both answers", ROW | {"id": "x", "answer": "a"}, 'fields "answers" and "answer"; leave one'),
+    row("a blank single answer", {"id": "x", "question": "q?", "answer": " "}, '"answer" must be a non-blank string'),
+    row(
+        "a number for an answer", {"id": "x", "question": "q?", "answer": 7}, '"answer" must be a list of at least one'
+    ),
     row("empty answers", ROW | {"id": "x", "answers": []}, "must be a list of at least one non-blank string, got []"),
     row("a text of answers", ROW | {"id": "x", "answers": "Oslo"}, 'field "answers" must be a list'),
     row("a blank answer", ROW | {"id": "x", "answers": ["a", " "]}, 'field "answers[1]" must be a non-blank string'),
     row("a number answered", ROW | {"id": "x", "answers": [7]}, 'field "answers[0]" must be a non-blank string, got 7'),
-    row("no id", {"question": "q?", "answers": ["a"]}, 'field "id" is missing'),
+    row("null for an id", ROW | {"id": None}, 'field "id" must be a non-blank string, got null'),
     row("a number for an id", ROW | {"id": 7}, 'field "id" must be a non-blank string, got 7'),
     row("an id twice", ROW | {"id": "q0"}, 'field "id" "q0" is already that of line 1; ids must be unique'),
     row("meta no object", ROW | {"id": "x", "meta": []}, 'field "meta" must be an object, got []'),
@@ -244,6 +255,231 @@ ROWS = [
     passage("NUL", {"id": "p2", "contents": "a\0"}, "NUL character"),
     passage("half a pair", {"id": "p2", "contents": "\udc00"}, "half a surrogate pair"),
     passage("half a line", "{", "not valid JSON"),
+]
+
+QUESTIONS = [
+    table("not there", None, "{}/q.csv: no such file; give .jsonl, .csv, .tsv, .parquet, a folder that"),
+    table("a spreadsheet", b"PK", "{}/q.xlsx: is a .xlsx file; give .jsonl, .csv, .tsv, .parquet", file="q.xlsx"),
+    table("a bare folder", lambda p: p.mkdir(), "{}/q: is a folder that datasets.save_to_disk did not write", file="q"),
+    table("nothing in it", "", "{}/q.csv: is empty; the first line must name the columns"),
+    table("a header alone", "question,answer\n", "{}/q.csv: of 0 question(s) none comes to train and dev and test"),
+    table(
+        "no question", "id,query,answer\n1,q,a\n", '{}/q.csv:1: no column "question" (found: "id", "query", "answer")'
+    ),
+    table("no answer", "question\nq\n", '{}/q.csv:1: no column "answers" or "answer" (found: "question"); name one so'),
+    table("two kinds of answers", "question,answer,answers\n", 'columns "answer" and "answers"; leave one'),
+    table("a column twice", "question,answer,Question \n", '{}/q.csv:1: column "question" stands twice; leave one'),
+    table("semicolons", "question;answer\nq;a\n", "separated by semicolons; save it with commas, or with tabs as .tsv"),
+    table("a cell less", "id,question,answer\n1,q\n", '{}/q.csv:2: has 2 cell(s), the header has 3 (begins "1"); put'),
+    table("a comma too many", "question,answer\nq,Oslo, Norway\n", "{}/q.csv:2: has 3 cell(s), the header has 2"),
+    table(
+        "a line break before it",
+        'question,answer\n"q\n1",a\nr,\n',
+        '{}/q.csv:4: field "answer" must be a non-blank string, got ""',
+    ),
+    table(
+        "a blank question", "question,answer\n ,a\n", '{}/q.csv:2: field "question" must be a non-blank string, got " "'
+    ),
+    table("a blank id", "id,question,answer\n,q,a\n", '{}/q.csv:2: field "id" must be a non-blank string, got ""'),
+    table("an id twice", "id,question,answer\n1,q,a\n1,r,a\n", '{}/q.csv:3: field "id" "1" is already that of line 2'),
+    table("a question twice", "question,answer\nq,a\n Q,b\n", "{}/q.csv:3: is the same as {}/q.csv:2; leave one of"),
+    table("answers that are no list", "question,answers\nq,Oslo|Bergen\n", 'got "Oslo|Bergen"; a single one may stand'),
+    table(
+        "an empty list", "question,answers\nq,[]\n", 'field "answers" must be a list of at least one non-blank string'
+    ),
+    table("a list of numbers", "question,answers\nq,[7]\n", 'field "answers[0]" must be a non-blank string, got 7'),
+    table(
+        "a word for a number",
+        "question,answer,popularity\nq,a,high\n",
+        '"meta.popularity" must be a number, got "high"',
+    ),
+    table("no number", "question,answer,popularity\nq,a,NaN\n", '"meta.popularity" must be a number, got "NaN"'),
+    table(
+        "queries as text", "question,answer,queries\nq,a,Oslo\n", '"meta.queries" must be a list of non-blank strings'
+    ),
+    table("meta as text", "question,answer,meta\nq,a,x\n", 'field "meta" must be an object, got "x"'),
+    table("another split", "question,answer,split\nq,a,tset\n", '"split" must be one of train, dev, validation, valid'),
+    table("a blank split", "question,answer,split\nq,a,\n", '{}/q.csv:2: field "split" must be one of'),
+    table(
+        "a split in some rows",
+        '{"question": "q", "answer": "a", "split": "dev"}\n{"question": "r", "answer": "a"}\n',
+        '{}/q.jsonl:2: field "split" is missing, which other rows have; add it, or leave it out of all',
+        file="q.jsonl",
+    ),
+    table(
+        "no test", "question,answer,split\nq,a,train\nr,a,dev\n", 'none comes to test by their "split"; each of train'
+    ),
+    table("too few to divide", "question,answer\nq,a\n", "of 1 question(s) none comes to"),
+    table(
+        "tested and trained on",
+        "question,answer,split\nid q,a,train\nQ,a,dev\nid  Q,b,test\n".replace("id q", "q x").replace("id  Q", "Q  X"),
+        "is the same as {}/q.csv:2",
+    ),
+    table(
+        "tested and trained on under two ids",
+        "id,question,answer,split\n1,q x,a,train\n2,r,a,dev\n3,Q  X,b,test\n",
+        '{}/q.csv:4: the same question is in q.csv:2 (ids "3" and "1": "Q  X"); remove it from one of them',
+    ),
+    table(
+        "Latin-1", "question,answer\ncafé,a\n".encode("latin-1"), "{}/q.csv:2: not valid UTF-8 at byte 3 of the line"
+    ),
+    table(
+        "UTF-16", "question,answer\nq,a\n".encode("utf-16"), "{}/q.csv:1: is UTF-16; save the file as UTF-8 (in Excel"
+    ),
+    table(
+        "an open quote", 'question,answer\n"q,a\nr,a\n', "{}/q.csv:2: not valid CSV (unexpected end of data) in the row"
+    ),
+    table("text behind a quote", 'question,answer\n"q"x,a\n', "{}/q.csv:2: not valid CSV (',' expected after '\"')"),
+    table("old line ends", "question,answer\rq,a\r", "{}/q.csv:1: not valid CSV (new-line character seen in unquoted"),
+    table("NUL", "question,answer\nq\0,a\n", "NUL character at position 1; remove it"),
+    table("a huge cell", f"question,answer\n{'q' * 1_000_001},a\n", "close its quotes, or cut the cell to 1,000,000"),
+    table("commas in .tsv", "question,answer\nq,a\n", '{}/q.tsv:1: no column "question"', file="q.tsv"),
+    table("no Parquet", b"PAR1", "{}/q.parquet: cannot be read as Parquet behind row 0 (", file="q.parquet"),
+    table(
+        "Parquet without answers",
+        parquet(question=["q"]),
+        '{}/q.parquet: no column "answers" or "answer"',
+        file="q.parquet",
+    ),
+    table(
+        "null in Parquet",
+        parquet(question=["q", None], answer=["a", "b"]),
+        '{}/q.parquet:2: field "question" must be a non-blank string, got null',
+        file="q.parquet",
+    ),
+    table(
+        "an empty list in Parquet",
+        parquet(id=[1, 2], question=["q", "r"], answers=[["a"], []]),
+        '{}/q.parquet:2: field "answers" must be a list of at least one non-blank string, got []',
+        file="q.parquet",
+    ),
+    table(
+        "a damaged data set",
+        lambda p: (p.mkdir(), (p / "dataset_info.json").write_text("{"))[0],
+        "{}/q: cannot be read as a saved data set (",
+        file="q",
+    ),
+    line("a hub address without a name", "data=files data.questions=", "data.questions must not be empty"),
+    own(
+        "half a hub address",
+        lambda tmp: load_data(load(["data=files", "data.questions=hf://squad"]).data, tmp),
+        "hf://squad: is not of the form hf://OWNER/NAME or hf://OWNER/NAME/CONFIG",
+    ),
+    data(
+        "two forms of one split", write("dev.csv", "question,answer\nq,a\n"), "dev.jsonl and dev.csv are the same part"
+    ),
+    data(
+        "two names of dev",
+        write("validation.jsonl", json.dumps(ROW)),
+        "dev.jsonl and validation.jsonl are the same part",
+    ),
+    passages("no text", "id,title\np,x\n", '{}/p.csv:1: no column "contents" or "text" (found: "id", "title")'),
+    passages("blank text", "id,title,text\np,x, \n", '{}/p.csv:2: field "text" must be a non-blank string, got " "'),
+    passages("a blank id", "id,text\n,x\n", '{}/p.csv:2: field "id" must be a non-blank string, got ""'),
+    passages("an id twice", "id,text\np,x\nq,y\np,z\n", '{}/p.csv:4: field "id" "p" is already that of line 2'),
+    passages("none", "id,text\n", "{}/p.csv: no passages; write one"),
+    passages("not there", None, "{}/p.csv: no such file; give .jsonl, .csv"),
+    passages(
+        "a title that is a number", parquet(title=[7], text=["x"]), 'field "title" must be a non-blank', "p.parquet"
+    ),
+    passages(
+        "null", parquet(id=["a", None], text=["x", "y"]), '{}/p.parquet:2: field "id" must be a non-bl', "p.parquet"
+    ),
+    passages(
+        "text without ids", '{"title": "x"}\n', '{}/p.jsonl:1: field "contents" is missing (found: title)', "p.jsonl"
+    ),
+]
+
+OWN = [
+    line("a function without its judge", "reward.function=m:f", "reward.judge=function and reward.function=package"),
+    line("a judge without its function", "reward.judge=function", "reward.judge=function and reward.function=package"),
+    line("a bare name", "reward.judge=function reward.function=contains", "package.module:name, got 'contains'"),
+    line("a call", ["reward.function=os.system('x')"], "cannot be read"),
+    line("another judge", "reward.judge=functoin", "expected one of [gold, agreement, endpoint, function]"),
+    line("files without a file", "data=files", "data.questions=... must be given"),
+    line("a file of no set", "data.questions=q.csv", "data.questions and data.corpus are of data=files; choose that"),
+    line("files in a mix", "+data.mix.files=1", "data.mix holds `files`, so data.questions must name a file"),
+    line(
+        "a mistyped searcher", "retriever.searcher=bm26", "must be bm25, dense, http or package.module:name of your own"
+    ),
+    line(
+        "dense alone", "retriever.searcher=dense", "retriever.searcher=dense and a retriever.dense go together: both or"
+    ),
+    line("dense without an encoder", "retriever=dense", "retriever.dense.encoder=... must be given"),
+    line("an encoder nowhere", "retriever=dense retriever.dense.encoder=", "retriever.dense.encoder must not be empty"),
+    line(
+        "no tokens",
+        "retriever=dense retriever.dense.encoder=x retriever.dense.max_tokens=1",
+        "must be between 2 and 65536",
+    ),
+    line("no address", "retriever=http", "retriever.http.url=... must be given"),
+    line("no URL", "retriever=http retriever.http.url=here", "retriever.http.url must be http://HOST[:PORT]/..."),
+    line(
+        "a password",
+        "retriever=http retriever.http.url=http://me:pass@h/x",
+        "without a password in it, got 'h/x'",
+    ),
+    line(
+        "a key for its name",
+        "retriever=http retriever.http.url=http://h/ retriever.http.key_variable=sk-12",
+        "retriever.http.key_variable must be the NAME of the environment variable that holds the key",
+    ),
+    line(
+        "an index beside a service",
+        "retriever=http retriever.http.url=http://h/ retriever.index=x",
+        "retriever.index is of no use to retriever.searcher=http",
+    ),
+    line(
+        "less time than attempts take",
+        "retriever=http retriever.http.url=http://h/ retriever.timeout_s=20",
+        "come to 56 s in all, above retriever.timeout_s=20; raise that or lower those",
+    ),
+    line(
+        "a share of a service's passages",
+        "retriever=http retriever.http.url=http://h/ retriever.corpus_share=0.5",
+        "which retriever.searcher=http does not; use real and 1",
+    ),
+    own(
+        "no such module", lambda _: check_reward("nowhere:f"), "reward.function=nowhere:f: there is no module 'nowhere'"
+    ),
+    own(
+        "no such function", lambda _: check_reward("tests.encoders:no"), "has no 'no'; it has tokenizer, bert, letters"
+    ),
+    own(
+        "no function",
+        lambda _: check_reward("tests.bad_inputs:ROW"),
+        "is a dict, which cannot be called; name a function",
+    ),
+    own(
+        "two arguments",
+        lambda _: check_reward("os.path:relpath"),
+        "reward.function=os.path:relpath: failed on Answered(",
+    ),
+    own("no argument", lambda _: check_reward("os:getcwd"), "must take one argument, an Answered (too many positional"),
+    own("no share", lambda _: check_reward("builtins:repr"), "must return a finite number from 0 to 1, got "),
+    own(
+        "no such searcher",
+        lambda _: check_searcher(load(["retriever.searcher=tests.encoders:no"]).retriever),
+        "retriever.searcher=tests.encoders:no: tests.encoders (",
+    ),
+    own(
+        "a searcher of one argument",
+        lambda _: check_searcher(load(["retriever.searcher=tests.encoders:letters"]).retriever),
+        "must take two arguments, settings and place (too many positional arguments)",
+    ),
+    own(
+        "no encoder",
+        lambda tmp: check_searcher(load(["retriever=dense", f"retriever.dense.encoder={tmp}/e5"]).retriever),
+        "{}/e5 does not exist; give the folder of a Hugging Face encoder",
+    ),
+    own(
+        "nobody at home",
+        lambda _: check_searcher(
+            load(["retriever=http", "retriever.http.url=http://127.0.0.1:9/x", "retriever.http.attempts=1"]).retriever
+        ),
+        "retriever.http.url does not serve: http://127.0.0.1:9/x: Failed to establish a new connection: "
+        "Connection refused. See",
+    ),
 ]
 
 MODELS = [
@@ -326,7 +562,16 @@ FOLDERS = [
     index("a foreign commit", write("segments_2", b"x"), "segments_2 is foreign; remove the folder and build it again"),
 ]
 
-BAD = [*(line(words, words, said) for words, said in WORDS), *COMMANDS, *SAVED, *ROWS, *MODELS, *FOLDERS]
+BAD = [
+    *(line(words, words, said) for words, said in WORDS),
+    *COMMANDS,
+    *SAVED,
+    *ROWS,
+    *QUESTIONS,
+    *OWN,
+    *MODELS,
+    *FOLDERS,
+]
 
 
 @pytest.mark.fault("C1", "something that is read is wrong")
@@ -339,7 +584,7 @@ def test_a_bad_input_is_refused_with_what_to_do(bad: Bad, tmp_path: Path) -> Non
 
 
 def test_there_are_many() -> None:
-    assert len(BAD) >= 180
+    assert len(BAD) >= 260
     assert len({bad.name for bad in BAD}) == len(BAD)
 
 

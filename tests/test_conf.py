@@ -35,16 +35,27 @@ def test_a_finished_runs_settings_are_changed_group_by_group(tmp_path: Path) -> 
     assert other.retriever.k == 4
     assert other.algorithm == run.algorithm
     assert other.learner.gpus == 0.5  # what the profile says of other groups holds too
+    remote = change(path, ["retriever=http", "retriever.http.url=http://h/x", "retriever.k=3"]).retriever
+    assert (remote.searcher, remote.dense, remote.k) == ("http", None, 3)
     with pytest.raises(ConfigError, match=r"did you mean 'popqa'\?\n.*did you mean 'retriever.k'\?"):
         change(path, ["data=popq", "retriever.kk=3"])
     with pytest.raises(ConfigError, match=r"retriever.k must be between 1 and 100, got 0"):
         change(path, ["retriever.k=0"])
 
 
+NEEDED = {
+    "folder": ["data.source=somewhere"],
+    "files": ["data.questions=q.csv"],
+    "dense": ["retriever.dense.encoder=e5"],
+    "http": ["retriever.http.url=http://127.0.0.1:8080/search"],
+    "agreement": ["algorithm.samples=2"],
+}
+
+
 @pytest.mark.parametrize("group", [d.name for d in sorted(CONF.iterdir()) if d.is_dir() and d.name != "experiment"])
 def test_every_option_of_every_group_composes(group: str) -> None:
     for option in (CONF / group).glob("*.yaml"):
-        needs = {"folder": ["data.source=somewhere"], "agreement": ["algorithm.samples=2"]}.get(option.stem, [])
+        needs = NEEDED.get(option.stem, [])
         load([f"{group}={option.stem}", *needs])
 
 
@@ -56,6 +67,8 @@ def test_several_data_sets_make_one_mix(tmp_path: Path) -> None:
     assert load(["data=hotpotqa", "data.source=/some/folder"]).data.source == "/some/folder"
     assert load(["data=[popqa,folder]", "data.source=/some/folder"]).data.mix == {"popqa": 1.0, "folder": 1.0}
     assert load(["data=world"]) == load([])
+    own = load(["data=[popqa,files]", "data.questions=q.csv"]).data
+    assert (own.mix, own.questions, own.corpus) == ({"popqa": 1.0, "files": 1.0}, "q.csv", None)
 
 
 def test_a_mapping_may_be_laid_over_a_null() -> None:

@@ -35,6 +35,7 @@ OSLO = Passage("p1", "Oslo\nOslo is a city in Norway.", 2.0)
 BERGEN = Passage("p2", "Bergen\nBergen is a city in Norway.", 1.0)
 PAPER = Reward(  # conf/reward/paper.yaml
     judge=Judge.gold,
+    function=None,
     exact_match=1.0,
     f1=1.0,
     retrieval=-0.2,

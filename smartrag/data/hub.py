@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smartrag.data.splits import question_hash
+from smartrag.data.splits import bucket, question_hash
 from smartrag.types import Question
 
 Row = Mapping[str, Any]
@@ -161,12 +161,12 @@ def write_rows(name: str, train: Iterable[Row] | None, test: Iterable[Row], fold
 
 
 def _split(question: Question, part: str, *, whole: bool) -> str:
-    bucket = int(question_hash(question.text)[:16], 16) % 100
+    place = bucket(question.text)
     if part == "train":
-        return "dev" if bucket < _DEV_PERCENT else "train"
+        return "dev" if place < _DEV_PERCENT else "train"
     if whole:
         return "test"
-    return "train" if bucket < 70 else "dev" if bucket < 80 else "test"
+    return "train" if place < 70 else "dev" if place < 80 else "test"
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

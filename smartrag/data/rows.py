@@ -1,5 +1,6 @@
-"""Lines of JSON, checked: what is wrong with each is told with file, line and cure, all of it at once."""
+"""What a row must be, and lines of JSON: what is wrong is told with file, line and cure, all of it at once."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,10 @@ from typing import Any
 
 MOST_CHARACTERS = 1_000_000  # of one text field
 _SHOWN = 20  # problems a message lists; the others are counted
-FORM = "a folder with train.jsonl, dev.jsonl, test.jsonl (id, question, answers) and corpus.jsonl (id, contents)"
+FORM = (
+    "a folder with train.jsonl, dev.jsonl, test.jsonl (id, question, answers) and corpus.jsonl (id, contents), or the "
+    "same as .csv, .tsv, .parquet or saved data sets"
+)
 
 
 class DataError(ValueError):
@@ -59,7 +63,7 @@ def rows(path: Path, found: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text.rstrip("\r\n"), object_pairs_hook=_object, parse_constant=_constant)
+                row = json.loads(text.rstrip("\r\n"), object_pairs_hook=_object, parse_constant=no_constant)
             except (ValueError, RecursionError) as error:
                 reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                 found.add(f"{where}: not valid JSON ({reason}); a line must be one whole JSON object")
@@ -79,7 +83,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _constant(name: str) -> float:
+def no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
@@ -126,31 +130,58 @@ def _text_problem(value: Any) -> str | None:
     return None
 
 
-def identity(row: dict[str, Any], where: str, seen: dict[str, int], found: Problems) -> None:
-    name = text_of(row, "id", where, found)
+def identity(row: dict[str, Any], where: str, seen: dict[str, str], found: Problems, *, made_of: str) -> str:
+    """The id of a row, which no other may have; without one it is made of the text `made_of`, the same ever after."""
+    name = text_of(row, "id", where, found) if "id" in row else made_id(made_of)
     if not name:
-        return
-    line = int(where.rsplit(":", 1)[1])
-    if name in seen:
-        found.add(f'{where}: field "id" {show(name)} is already that of line {seen[name]}; ids must be unique')
-    else:
-        seen[name] = line
+        return ""
+    if name in seen and "id" in row:
+        other = seen[name].rsplit(":", 1)[1]
+        found.add(f'{where}: field "id" {show(name)} is already that of line {other}; ids must be unique')
+    elif name in seen:
+        found.add(f"{where}: is the same as {seen[name]}; leave one of them, with all answers, or give both an id")
+    seen.setdefault(name, where)
+    return name
+
+
+def made_id(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16] if text else ""
 
 
 def answers_of(row: dict[str, Any], where: str, found: Problems) -> tuple[str, ...]:
     """Gold answers; a blank one among others is a problem too, since nothing can match it."""
-    if "answers" not in row:
-        hint = '; write "answers": ["..."]' if "answer" in row else "; add it"
-        found.add(f'{where}: field "answers" is missing{hint}')
+    if "answers" not in row and "answer" not in row:
+        found.add(f'{where}: field "answers" is missing; add it')
         return ()
-    answers = row["answers"]
+    if "answers" in row and "answer" in row:
+        found.add(f'{where}: fields "answers" and "answer"; leave one')
+        return ()
+    if isinstance(answer := row.get("answer"), str):
+        if problem := _text_problem(answer):
+            found.add(f'{where}: field "answer" {problem}')
+        return (answer,)
+    name = "answers" if "answers" in row else "answer"
+    answers = row[name]
     if not isinstance(answers, list) or not answers:
-        found.add(f'{where}: field "answers" must be a list of at least one non-blank string, got {show(answers)}')
+        found.add(
+            f'{where}: field "{name}" must be a list of at least one non-blank string, got {show(answers)}; a single '
+            'one may stand in "answer" as it is'
+        )
         return ()
     for i, answer in enumerate(answers):
         if problem := _text_problem(answer):
-            found.add(f'{where}: field "answers[{i}]" {problem}')
+            found.add(f'{where}: field "{name}[{i}]" {problem}')
     return tuple(answers)
+
+
+def contents_of(row: dict[str, Any], where: str, found: Problems) -> str:
+    """What is searched and shown of a passage: `contents`, or `title` in a line of its own above `text`."""
+    if "contents" in row or "text" not in row:
+        return text_of(row, "contents", where, found)
+    text = text_of(row, "text", where, found)
+    if row.get("title") is None or row["title"] == "":
+        return text
+    return f"{' '.join(text_of(row, 'title', where, found).split())}\n{text}"
 
 
 def show(value: Any) -> str:

@@ -21,6 +21,11 @@ def question_hash(text: str) -> str:
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()
 
 
+def bucket(text: str) -> int:
+    """0 to 99, evenly: by the low bits of the hash, which shares (`share_out`) do not go by."""
+    return int(question_hash(text)[:16], 16) % 100
+
+
 def share_out(train: Sequence[Question], share: float | None) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """(warm-up questions, PPO questions). By hash: the same ones on every machine, equal texts on the same side.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smartrag.choices import WandbMode
-from smartrag.data.load import SPLITS, Place
+from smartrag.data.load import Place
 from smartrag.doctor.finding import Finding, ok, problem, warning
 from smartrag.origin import Origin
 
@@ -104,10 +104,10 @@ def data(places: Mapping[str, Place], hub: str, kept: Iterable[str]) -> Finding:
     said, lost, kept = [], [], set(kept)
     for name, place in places.items():
         if place.make is None:
-            absent = [f"{split}.jsonl" for split in SPLITS if not (place.folder / f"{split}.jsonl").is_file()]
-            if absent:
-                return problem("data", f"{place.folder} has no {', '.join(absent)}", "see README.md, Your own data")
-            said.append(f"the folder {place.folder}")
+            if place.lacks:
+                lost_here = f"{place.folder} has no {', '.join(place.lacks)}"
+                return problem("data", lost_here, "see docs/bring-your-own.md")
+            said.append(f"{'the folder ' * place.folder.is_dir()}{place.folder}")
         elif place.folder.is_dir():
             said.append(f"{name}, in {place.folder}")
         elif place.repo is None:
@@ -132,6 +132,16 @@ def index(given: str | None, rows: int, places: Mapping[str, Place]) -> Finding:
             "build an index with launch/index.py and give retriever.index=FOLDER",
         )
     return ok("index", "built from the data's passages, once")
+
+
+def service(host: str, variable: str | None, has_key: bool, why: str) -> Finding:
+    """retriever.http; `variable`: NAME of the one that should hold its key, None where none is sent."""
+    wrong = [f"{variable} is not set"] * (not has_key) + [why] * bool(why)
+    if not wrong:
+        return ok("index", f"the service at {host}, which answers")
+    todo = ["put its key into the variable, here and on the nodes"] * (not has_key)
+    todo += ["start it, or name another with retriever.http.url"] * bool(why)
+    return problem("index", ", ".join(wrong), "; ".join(todo))
 
 
 def endpoint(setting: str, host: str, variable: str, has_key: bool, why: str) -> Finding:

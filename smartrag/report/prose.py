@@ -92,7 +92,7 @@ def settings(record: Record) -> list[tuple[str, str]]:
         ("policy", f"{get('model.path')}, {get('model.precision')}"),
         ("trained", f"LoRA of rank {lora['rank']} on {', '.join(lora['targets'])}" if lora else "every weight"),
         ("data", _data(record)),
-        ("retriever", f"BM25, k1 {get('retriever.k1')}, b {get('retriever.b')}, {get('retriever.k')} passages a query"),
+        ("retriever", f"{retriever(record)}, {get('retriever.k')} passages a query"),
         ("warm-up", f"{get('warmup.steps')} steps of {get('warmup.batch')}, teacher {get('warmup.teacher')}"),
         (
             "PPO",
@@ -103,16 +103,30 @@ def settings(record: Record) -> list[tuple[str, str]]:
             f"{get('algorithm.quota')}; drawn from in training: {get('train.quotas') or 'that alone'}",
         ),
         ("reward", ", ".join(counted)),
-        ("answers judged by", f"{get('reward.judge')}"),
+        ("answers judged by", f"{get('reward.function') or get('reward.judge')}"),
         ("learning rates", f"policy {get('learner.learning_rate')}, critic {get('learner.critic_learning_rate')}"),
     ]
+
+
+def retriever(record: Record) -> str:
+    """What searched."""
+    get = record.setting
+    match get("retriever.searcher", "bm25"):
+        case "bm25":
+            return f"BM25, k1 {get('retriever.k1')}, b {get('retriever.b')}"
+        case "dense":
+            return f"dense vectors of {get('retriever.dense.encoder')}"
+        case "http":
+            return "a service behind HTTP"
+        case own:
+            return str(own)
 
 
 def _data(record: Record) -> str:
     mix = record.setting("data.mix") or {}
     source = record.setting("data.source")
     if len(mix) < 2:
-        return str(source)
+        return str(record.setting("data.questions") or source)
     return ", ".join(f"{source if name == 'folder' else name} (weight {weight:g})" for name, weight in mix.items())
 
 
@@ -145,7 +159,10 @@ def caveats(record: Record) -> list[str]:
             f"Rewards count {number(float(price))} for a retrieval. At another price systems may rank otherwise."
         )
     if get("reward.judge") not in (None, "gold"):
-        said.append(f"In training, answers were judged by {get('reward.judge')}; the tables judge by gold answers.")
+        said.append(
+            f"In training, answers were judged by {get('reward.function') or get('reward.judge')}; the tables "
+            "judge by gold answers."
+        )
     if not get("train.gates", True):
         said.append("The fixed gates never and always were not evaluated (train.gates=false).")
     return [*said, *_lost(record), *_shared(record.splits), *record.gaps]

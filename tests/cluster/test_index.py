@@ -126,7 +126,7 @@ def test_bad_rows_are_named_and_nothing_is_left(text: str, said: list[str], tmp_
 def test_rows_that_lucene_loses_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anserini drops what it cannot read, says "errors: 0" and exits with 0."""
     (tmp_path / "corpus.jsonl").write_text(GOOD + '{"id": "b", "contents"\n' + '{"id": "c", "contents": "text"}\n')
-    monkeypatch.setattr("smartrag.data.load.check_corpus", lambda _: 3)
+    monkeypatch.setattr("cluster.index.check_corpus", lambda _: 3)
     with pytest.raises(IndexProblem, match=r"Lucene indexed \d of the 3 rows of .*; nothing was kept"):
         build(tmp_path / "corpus.jsonl", tmp_path / "index")
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]

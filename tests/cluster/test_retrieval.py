@@ -160,7 +160,7 @@ def test_what_lucene_refuses_is_the_only_failure(pool: RetrievalPool) -> None:
     """Past `clean`, which keeps such queries away: Anserini throws away the whole batch for one of them."""
 
     def raw(replica: Any) -> Any:
-        return replica._in_thread(partial(replica._lucene.search, ["soup Oslo", *BAD.values()], [4] * (len(BAD) + 1)))
+        return replica._in_thread(partial(replica._searcher.search, ["soup Oslo", *BAD.values()], [4] * (len(BAD) + 1)))
 
     (alone,) = ask(pool, "soup Oslo")
     good, *others = inside(pool, raw)
@@ -215,7 +215,7 @@ def test_pool_says_why_it_cannot_start(ray_session: None, tmp_path: Path) -> Non
 class Slow:
     """Answers every query with itself; the batches it saw are kept."""
 
-    manifest = SimpleNamespace(fingerprint="f")
+    fingerprint = "f"
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.batches: list[list[str]] = []
@@ -230,7 +230,7 @@ class Slow:
 
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> RetrievalReplica:
-    monkeypatch.setattr(retrieval, "Lucene", Slow)
+    monkeypatch.setattr(retrieval, "open_searcher", Slow)
     return RetrievalReplica(replace(CONFIG, max_batch=8, batch_wait_ms=5), "unused")
 
 
@@ -240,11 +240,11 @@ def test_queries_that_wait_together_go_together(replica: RetrievalReplica) -> No
 
     for i, answer in enumerate(asyncio.run(run())):
         assert answer == Hits((Passage(f"q{i}", "", i + 1.0),))
-    lucene: Any = replica._lucene
+    lucene: Any = replica._searcher
     assert [len(batch) for batch in lucene.batches] == [8, 8, 4]
     stats = asyncio.run(replica.stats())
     assert (stats["queries"], stats["batches"], stats["batch_size"]) == (20, 3, 20 / 3)
-    assert stats["lucene_s"] > 0.05
+    assert stats["search_s"] > 0.05
 
 
 def test_a_caller_that_leaves_disturbs_nobody(replica: RetrievalReplica) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from smartrag.config import Data
 from smartrag.data import hub
-from smartrag.data.load import DataError, check_corpus, load
+from smartrag.data.corpus import check_corpus
+from smartrag.data.load import DataError, load
 
 
 def row(name: str = "q1", question: str = "Which country is Oslo in?", **fields) -> dict:
@@ -34,7 +35,9 @@ def read(source, train=None, dev=None, test=None, cache=Path("unused")):
 
 def load_sets(mix, source, train=None, dev=None, test=None, cache=Path("unused"), allow_overlap=False):
     limits = {"train_questions": train, "dev_questions": dev, "test_questions": test}
-    return load(Data(source=str(source), mix=mix, allow_overlap=allow_overlap, **limits), cache)
+    return load(
+        Data(source=str(source), mix=mix, questions=None, corpus=None, allow_overlap=allow_overlap, **limits), cache
+    )
 
 
 def problems_of(folder) -> str:

@@ -38,7 +38,8 @@ def _disk(**changes: object) -> Disk:
 
 
 def _place(folder: str, repo: str | None = None, *, yours: bool = False, passages: bool = True) -> Place:
-    return Place(Path(folder), None if yours else lambda _: None, repo, passages)
+    lacks = ("train.jsonl", "dev.jsonl", "test.jsonl") if yours else ()
+    return Place(Path(folder), None if yours else lambda _: None, repo, passages, lacks)
 
 
 SET_RUNS = "set SMARTRAG_RUNS (or runs=) to another folder"
@@ -311,7 +312,7 @@ CASES: list[tuple[Callable[[], Finding], Finding]] = [
     ),
     (
         lambda: outside.data({"/no": _place("/no", yours=True)}, "", []),
-        problem("data", "/no has no train.jsonl, dev.jsonl, test.jsonl", "see README.md, Your own data"),
+        problem("data", "/no has no train.jsonl, dev.jsonl, test.jsonl", "see docs/bring-your-own.md"),
     ),
     (
         lambda: outside.index(None, 0, {"popqa": _place("/x", "o/popqa", passages=False)}),
@@ -322,6 +323,15 @@ CASES: list[tuple[Callable[[], Finding], Finding]] = [
         ),
     ),
     (lambda: outside.index("/w/index", 6119, {}), ok("index", "/w/index, 6,119 passages")),
+    (lambda: outside.service("h:80", None, True, ""), ok("index", "the service at h:80, which answers")),
+    (
+        lambda: outside.service("h:80", "KEY", False, SILENT),
+        problem(
+            "index",
+            f"KEY is not set, {SILENT}",
+            "put its key into the variable, here and on the nodes; start it, or name another with retriever.http.url",
+        ),
+    ),
     (
         lambda: outside.endpoint("reward.endpoint", "127.0.0.1:8000", "JUDGE_KEY", False, "127.0.0.1:8000 is silent"),
         problem(
