@@ -1,4 +1,4 @@
-"""Retrieval as a service: replicas that batch queries into a searcher, a pool that keeps them, clients that ask."""
+"""Retrieval as a service: replicas that batch queries into a searcher, and the pool that keeps them."""
 
 import asyncio
 import inspect
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.client import RetrievalClient, check_k, reason
 from cluster.java import HOME_VARIABLE
 from cluster.lucene import clean
 from cluster.searcher import open_searcher, sound
@@ -24,7 +24,6 @@ from smartrag.config import Retriever
 from smartrag.types import Empty, Failed, Retrieved
 
 _MAX_CONCURRENCY = 8192  # calls one replica holds; Ray queues the rest, pings included
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 1.0
 T = TypeVar("T")
 
 
@@ -60,7 +59,7 @@ class RetrievalReplica:
 
     async def search(self, query: str, k: int) -> Retrieved:
         """At most `k` passages for `query`, whatever it holds. Raises ValueError for k < 1."""
-        _check_k(k)
+        check_k(k)
         if not (cleaned := clean(query)):
             return Empty()
         answer: asyncio.Future[Retrieved] = asyncio.get_running_loop().create_future()
@@ -68,6 +67,10 @@ class RetrievalReplica:
         if self._drainer is None or self._drainer.done():
             self._drainer = asyncio.create_task(self._drain())
         return await answer
+
+    async def search_all(self, asked: Sequence[tuple[str, int]]) -> list[Retrieved]:
+        """`search` of each (query, k)."""
+        return list(await asyncio.gather(*(self.search(query, k) for query, k in asked)))
 
     async def _drain(self) -> None:
         """Search until nobody waits. Ends instead of idling, so that it never outlives its event loop."""
@@ -116,11 +119,6 @@ class RetrievalReplica:
         """What FaultTolerantActorManager calls. RLlib's own mixin ends the process on any error of `func`."""
         result = func(self, *args, **kwargs)
         return await result if inspect.isawaitable(result) else result
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,7 +176,7 @@ class RetrievalPool:
                 "says which); raise cluster.placement_timeout_s or retriever.heap"
             ) from None
         except RayError as error:
-            raise RetrievalUnavailable(f"a retrieval replica did not start: {_reason(error)}") from error
+            raise RetrievalUnavailable(f"a retrieval replica did not start: {reason(error)}") from error
         if len(set(fingerprints)) > 1:
             raise RetrievalUnavailable(
                 f"the retrieval replicas hold different indexes ({', '.join(sorted(set(fingerprints)))}); "
@@ -188,7 +186,8 @@ class RetrievalPool:
 
     def client(self) -> "RetrievalClient":
         handles = tuple(self._replicas.actors().values())
-        return RetrievalClient(handles, timeout_s=self._retriever.timeout_s, attempts=self._retriever.attempts)
+        known = self._retriever
+        return RetrievalClient(handles, timeout_s=known.timeout_s, attempts=known.attempts, remember=known.remember)
 
     def restore(self) -> list[int]:
         """Ping all replicas; the numbers of those that serve. A hung one is killed, and Ray starts it again.
@@ -217,76 +216,3 @@ class RetrievalPool:
         for handle in self._replicas.actors().values():
             ray.kill(handle)
         self._replicas.clear()
-
-
-def _reason(error: Exception) -> str:
-    """The line that matters of a Ray error, whose text is mostly a remote traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the asking side
-
-
-class RetrievalClient:
-    """Implements `smartrag.types.Retrieve` over replicas. Picklable; every holder counts its own queries in flight."""
-
-    def __init__(self, replicas: Sequence[ActorHandle], *, timeout_s: float, attempts: int) -> None:
-        self._replicas, self._timeout_s, self._attempts = tuple(replicas), timeout_s, attempts
-        self._in_flight = [0] * len(self._replicas)
-        self._turn = 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _client, (self._replicas, self._timeout_s, self._attempts)
-
-    async def __call__(self, query: str, k: int) -> Retrieved:
-        """Ask replicas until one answers: `attempts` times, each at most `timeout_s` seconds. Then Failed says why.
-
-        Raises ValueError for k < 1.
-        """
-        _check_k(k)
-        avoid: set[int] = set()
-        reason = ""
-        for _ in range(self._attempts):
-            answer = await self._attempt(query, k, avoid)
-            if not isinstance(answer, Failed):
-                return answer
-            reason = answer.reason
-        return Failed(f"no retrieval after {self._attempts} attempts: {reason}")
-
-    async def _attempt(self, query: str, k: int, avoid: set[int]) -> Retrieved:
-        """One answer, or Failed. A dead replica is not an answer: ask another, or wait for it to come back."""
-        end = time.monotonic() + self._timeout_s
-        pause = _FIRST_BACKOFF_S
-        while True:
-            number = self._pick(avoid)
-            avoid.add(number)
-            self._in_flight[number] += 1
-            try:
-                call: Any = self._replicas[number].search.remote(query, k)
-                return await asyncio.wait_for(call, max(end - time.monotonic(), 0.001))
-            except TimeoutError:
-                return Failed(f"retrieval replica {number} did not answer within {self._timeout_s:g} s")
-            except RayActorError as error:
-                if time.monotonic() + pause >= end:
-                    return Failed(f"retrieval replica {number} is away: {_reason(error)}")
-            except RayError as error:
-                return Failed(f"retrieval replica {number} failed: {_reason(error)}")
-            finally:
-                self._in_flight[number] -= 1
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_BACKOFF_S)
-
-    def _pick(self, avoid: set[int]) -> int:
-        """Of those that have not failed us yet the one with the fewest queries of ours, in turn among equals."""
-        count = len(self._replicas)
-        if len(avoid) == count:
-            avoid.clear()
-        self._turn += 1
-        order = [(self._turn + i) % count for i in range(count)]
-        return min((i for i in order if i not in avoid), key=self._in_flight.__getitem__)
-
-
-def _client(replicas: Sequence[ActorHandle], timeout_s: float, attempts: int) -> RetrievalClient:
-    return RetrievalClient(replicas, timeout_s=timeout_s, attempts=attempts)

@@ -33,6 +33,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("retriever.cpus", 0.0, 1024.0),
     ("retriever.timeout_s", 0.1, 3600.0),
     ("retriever.attempts", 1, 100),
+    ("retriever.remember", 0, 1 << 24),
     ("algorithm.quota", 0, 16),
     ("algorithm.samples", 1, 1024),
     ("algorithm.temperature", 0.01, 10.0),

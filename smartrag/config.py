@@ -104,6 +104,7 @@ class Retriever:
     batch_wait_ms: float  # how long a lone query waits for company
     timeout_s: float  # of one query at one replica
     attempts: int  # replicas asked before the query counts as failed
+    remember: int  # answers that each rollout worker keeps, so that nobody is asked the same again; 0: none
 
 
 @dataclass(kw_only=True, slots=True)

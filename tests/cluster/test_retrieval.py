@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,10 @@ import ray
 from ray.exceptions import ActorUnavailableError
 
 from cluster import retrieval
+from cluster.client import RetrievalClient
 from cluster.index import build_index
 from cluster.lucene import MAX_QUERY_CHARACTERS, clean
-from cluster.retrieval import RetrievalClient, RetrievalPool, RetrievalReplica, RetrievalUnavailable
+from cluster.retrieval import RetrievalPool, RetrievalReplica, RetrievalUnavailable
 from smartrag.choices import Corpus, Stemmer
 from smartrag.compose import load
 from smartrag.data.passages import Recipe
@@ -280,21 +281,23 @@ class Part:
 
     def __init__(self, *script: Any) -> None:
         self.script, self.calls = list(script), 0
-        self.search = SimpleNamespace(remote=self._play)
+        self.asked: list[tuple[str, int]] = []
+        self.search_all = SimpleNamespace(remote=self._play)
 
-    async def _play(self, query: str, k: int) -> Retrieved:
+    async def _play(self, asked: Sequence[tuple[str, int]]) -> list[Retrieved]:
         self.calls += 1
+        self.asked += asked
         step = self.script.pop(0) if self.script else Empty()
         if isinstance(step, float):
             await asyncio.sleep(step)
         if isinstance(step, Exception):
             raise step
-        return step if isinstance(step, Failed | Hits) else Empty()
+        return [step if isinstance(step, Failed | Hits) else Empty()] * len(asked)
 
 
-def client(*parts: Part, timeout_s: float = 0.3, attempts: int = 2) -> RetrievalClient:
+def client(*parts: Part, timeout_s: float = 0.3, attempts: int = 2, remember: int = 0) -> RetrievalClient:
     handles: Any = parts
-    return RetrievalClient(handles, timeout_s=timeout_s, attempts=attempts)
+    return RetrievalClient(handles, timeout_s=timeout_s, attempts=attempts, remember=remember)
 
 
 def away() -> ActorUnavailableError:
@@ -338,20 +341,40 @@ def test_giving_up_says_why_and_in_time() -> None:
     assert time.monotonic() - start < 3.0
 
 
-def test_load_is_spread_evenly() -> None:
+def test_load_is_spread_evenly_and_queries_that_wait_travel_together() -> None:
     parts = [Part(*[0.05] * 99) for _ in range(4)]
 
     async def run() -> None:
         even = client(*parts)
-        await asyncio.gather(*(even("q", 1) for _ in range(40)))
-        assert even._in_flight == [0] * 4
+        await asyncio.gather(*(even(f"q{i}", 1) for i in range(40)))
+        await asyncio.gather(*(even(f"r{i}", 1) for i in range(40)))
+        assert [lane.in_flight for lane in even._lanes] == [0] * 4
 
     asyncio.run(run())
-    assert [part.calls for part in parts] == [10] * 4
+    assert [len(part.asked) for part in parts] == [20] * 4
+    assert len({query for part in parts for query, _ in part.asked}) == 80
+    assert all(part.calls <= 4 for part in parts), "ten queries at a time in at most two messages"
+
+
+def test_an_answer_is_remembered_and_a_failure_is_not() -> None:
+    part = Part(Failed("planted"), Hits((Passage("p", "", 1.0),)))
+
+    async def run() -> list[Retrieved]:
+        asking = client(part, attempts=1, remember=2)
+        return [await asking(query, k) for query, k in [("a", 1)] * 3 + [("a", 2), ("b", 1), ("a", 2), ("a", 1)]]
+
+    answers = asyncio.run(run())
+    assert isinstance(answers[0], Failed)
+    assert answers[1] == answers[2] == Hits((Passage("p", "", 1.0),))
+    # The third is known, k counts, and with room for two the oldest, ("a", 1), has gone when it is asked again.
+    assert part.asked == [("a", 1), ("a", 1), ("a", 2), ("b", 1), ("a", 1)]
 
 
 def test_a_pickled_client_starts_with_nothing_in_flight() -> None:
-    original = RetrievalClient((), timeout_s=3.0, attempts=5)
-    original._in_flight = [7]
-    copy = pickle.loads(pickle.dumps(original))
-    assert (copy._timeout_s, copy._attempts, copy._in_flight) == (3.0, 5, [])
+    original = client(Part(), timeout_s=3.0, attempts=5, remember=7)
+    original._lanes[0].in_flight = 7
+    rebuild, given = original.__reduce__()
+    copy = rebuild(*given)
+    assert (copy._timeout_s, copy._attempts, copy._remember, copy._lanes[0].in_flight) == (3.0, 5, 7, 0)
+    empty = pickle.loads(pickle.dumps(RetrievalClient((), timeout_s=3.0, attempts=5, remember=7)))
+    assert (empty._timeout_s, empty._attempts, empty._remember, empty._lanes) == (3.0, 5, 7, [])
