@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.client import RetrievalClient, check_k, reason
 from cluster.java import HOME_VARIABLE
 from cluster.lucene import clean
-from cluster.searcher import open_searcher, sound
+from cluster.searcher import absolute, open_searcher, sound
 from smartrag.config import Retriever
 from smartrag.types import Empty, Failed, Retrieved
 
@@ -154,7 +154,7 @@ class RetrievalPool:
         handles: list[Any] = []
         for i in range(retriever.replicas):
             where = {"scheduling_strategy": strategies[i]} if strategies else {}
-            handles.append(replica.options(**options, **where).remote(retriever, read))
+            handles.append(replica.options(**options, **where).remote(absolute(retriever), read))
         self._replicas = FaultTolerantActorManager(handles)
         try:
             self.fingerprint = self._ready(ready_s)

@@ -9,6 +9,7 @@ replicas, restarts and retries are retrieval.py's, whatever it is.
 import inspect
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from cluster.java import preflight
 from smartrag.config import Retriever
 from smartrag.data.passages import Recipe
 from smartrag.dotted import named
+from smartrag.encoder import is_function
 from smartrag.types import Empty, Failed, Hits, Retrieved
 
 _SETTING = "retriever.searcher"
@@ -89,6 +91,14 @@ def prepare(retriever: Retriever, corpus: Path | None, cache: Path) -> Path | No
             return None
         case _:
             return given if given is not None else corpus
+
+
+def absolute(retriever: Retriever) -> Retriever:
+    """The settings for replicas, which start in another folder: an encoder's folder in full."""
+    dense = retriever.dense
+    if dense is None or is_function(dense.encoder):
+        return retriever
+    return replace(retriever, dense=replace(dense, encoder=str(Path(dense.encoder).expanduser().absolute())))
 
 
 def open_searcher(retriever: Retriever, place: Path | None) -> Searcher:

@@ -16,7 +16,7 @@ from cluster import dense
 from cluster.dense import DenseSearcher, cached, verify_dense
 from cluster.manifest import IndexProblem
 from cluster.retrieval import RetrievalReplica
-from cluster.searcher import open_searcher, prepare
+from cluster.searcher import absolute, open_searcher, prepare
 from smartrag import ROOT
 from smartrag.choices import Corpus
 from smartrag.compose import load
@@ -212,6 +212,15 @@ def test_the_command_builds_one_of_any_file(corpus: Path, tmp_path: Path) -> Non
     again = subprocess.run([*line, "cosine=false"], capture_output=True, text=True, timeout=120, env=env)
     assert again.returncode == 3
     assert "holds another dense index" in again.stderr
+
+
+def test_replicas_find_a_folder_that_was_named_from_here(monkeypatch: pytest.MonkeyPatch, bert: str) -> None:
+    monkeypatch.chdir(Path(bert).parent)
+    here = absolute(settings(Path(bert).name))
+    assert here.dense is not None
+    assert here.dense.encoder == bert
+    assert absolute(settings(LETTERS)) == settings(LETTERS)
+    assert absolute(load([]).retriever) == load([]).retriever
 
 
 def test_no_java_is_needed() -> None:
