@@ -27,6 +27,7 @@ from smartrag.check import check
 from smartrag.config import Run
 from smartrag.data.rows import listed
 from smartrag.exits import USAGE_ERROR
+from smartrag.older import completed
 
 _IS_GLOBAL = "@package _global_"  # of an option that sets other groups too
 
@@ -183,12 +184,12 @@ def _saved(path: Path) -> Any:
     """The file as data: nothing in it is looked up or instantiated. Raises as `from_yaml`."""
     try:
         config = OmegaConf.load(path)
-        plain = OmegaConf.to_container(config, resolve=False)
+        plain: Any = OmegaConf.to_container(config, resolve=False)
         if not isinstance(plain, dict):
             raise Unreadable(f"{path} holds a {type(plain).__name__}, not the settings of a run")
         if problems := [*_foreign(plain, [*words.keys(Run)])]:
             raise Unreadable("\n".join(f"{path}: {problem}" for problem in listed(problems, len(problems))))
-        config = OmegaConf.merge(OmegaConf.structured(Run), config)
+        config = OmegaConf.merge(OmegaConf.structured(Run), completed(plain))
         if lacking := sorted(OmegaConf.missing_keys(config)):
             raise Unreadable(f"{path} is not whole: it lacks {', '.join(lacking[:5])}{', ...' * (len(lacking) > 5)}")
         return config

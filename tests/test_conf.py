@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from smartrag import ROOT
-from smartrag.compose import CONF, ConfigError, as_yaml, change, from_yaml, load
+from smartrag.compose import CONF, ConfigError, Unreadable, as_yaml, change, different, from_yaml, load
 from smartrag.config import Lora
 from smartrag.evaluation.compare import settings
+from smartrag.older import ADDED
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PROFILES = sorted(path.stem for path in (CONF / "cluster").glob("*.yaml"))
@@ -117,3 +119,21 @@ def test_an_evaluation_has_settings_of_its_own_beside_changes_of_the_runs() -> N
     assert len(str(caught.value).splitlines()) == 3
     with pytest.raises(ConfigError, match="gates=perhaps"):
         settings(["run=somewhere", "gates=perhaps"])
+
+
+@pytest.mark.parametrize("name", sorted(ADDED))
+def test_a_run_from_before_a_setting_came_is_read_as_what_it_was(name: str, tmp_path: Path) -> None:
+    run = load(["+experiment=quickstart", "train.max_staleness=3", "retriever.remember=7"])
+    group, own = name.split(".")
+    saved = yaml.safe_load(as_yaml(run))
+    del saved[group][own]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(saved))
+    read = from_yaml(path)
+    found = getattr(getattr(read, group), own)
+    assert (list(found) if isinstance(found, list) else found) == ADDED[name]
+    assert set(different(run, read)) <= {name}
+    del saved[group]
+    path.write_text(yaml.safe_dump(saved))
+    with pytest.raises(Unreadable, match="is not whole"):
+        from_yaml(path)

@@ -6,10 +6,13 @@ resumes. What comes of it is, to the last bit, what comes of a run that nobody d
 
 import json
 import os
+import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -41,10 +44,11 @@ EXACT = (
 TIMES = ("seconds", "push/")  # metrics that differ from one run to the next begin so
 
 
-def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+def _start(folder: Path, *more: str, given: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """`given`: what stands in the driver's environment beside what is there."""
     command = [sys.executable, str(ROOT / "launch" / "train.py"), *SMALL, f"runs={folder}", *more]
     # A W&B service of this test session would outlive the driver we kill, and hold on to its run.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | dict(given or {})
     with (folder / "driver.log").open("ab") as log:
         return subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -124,10 +128,19 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, r
     _check_equal(folder, _undisturbed(tmp_path / "calm"))
 
 
-def test_engines_and_learner_work_at_the_same_time(tmp_path: Path) -> None:
-    """Steps are rolled out while the learner works on the one before, and the weights change in their middle."""
-    driver = _start(tmp_path, "train.max_staleness=1", "train.gates=false", "cluster.engine.concurrency=8")
+def test_engines_and_learner_work_at_the_same_time_and_no_secret_leaves_the_environment(tmp_path: Path) -> None:
+    """Steps are rolled out while the learner works on the one before, and the weights change in their middle. What it
+    writes, and what Ray does in its own folder, is looked through for a key."""
+    ahead = ("train.max_staleness=1", "train.gates=false", "cluster.engine.concurrency=8")
+    canary, session = f"canary-{secrets.token_hex(16)}", tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    given = dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY", "SMARTRAG_TEACHER_KEY", "SMARTRAG_JUDGE_KEY"), canary)
+    driver = _start(tmp_path, *ahead, given=given | {"RAY_TMPDIR": session})
     assert driver.wait(timeout=900) == 0, (tmp_path / "driver.log").read_text(errors="replace")[-4000:]
+    files = [path for folder in (tmp_path, Path(session)) for path in folder.rglob("*") if path.is_file()]
+    assert any("metrics.jsonl" in path.name for path in files)
+    assert any("raylet" in path.name for path in files)
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
+    shutil.rmtree(session)
     rows, folder = _rows(tmp_path), tmp_path / "quickstart" / "latest"
     ledger = _lines(folder / "ledger.jsonl")
     assert list(problems(ledger, seed=0, episodes=16, staleness=1)) == []
