@@ -4,6 +4,7 @@ inputs(run)    data, model, tokenizer, retriever, index: every problem shows bef
 System(run)    placement group -> retrieval replicas, rollout workers, learner ranks -> weight push
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from smartrag.data.load import Dataset, load
 from smartrag.model_folder import check, check_fit
 from smartrag.origin import resolve
 from smartrag.prompt import Budget, Prompt
+
+logger = logging.getLogger("smartrag")
 
 _CANARY = "The quick brown fox jumps over the lazy dog in Reykjavík, 1999."
 
@@ -101,6 +104,11 @@ def connect(run: Run) -> None:
     if ray.is_initialized():
         return
     address = run.cluster.address or os.environ.get("RAY_ADDRESS")
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        logger.warning(
+            "RAY_AUTH_MODE=disabled: whoever reaches Ray's ports can run code here; export RAY_AUTH_MODE=token, "
+            "where a cluster that is joined is started, too"
+        )
     if address:
         ray.init(address=address, namespace="smartrag", log_to_driver=False)
     else:

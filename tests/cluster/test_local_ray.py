@@ -1,13 +1,18 @@
 """The Ray of `make quickstart`: loopback, a token, both forms of `ray job submit`, and nothing left behind."""
 
+import ipaddress
 import os
+import re
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.local_ray import LocalRay
@@ -28,8 +33,11 @@ def test_jobs_are_submitted_with_a_token_and_nothing_is_left(
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address}/api/jobs/", timeout=30)
         assert refused.value.code == 401
+        for token_less in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+            assert "Authentication token is missing or incorrect" in _joined(ray, token_less)
         started = ray.processes()
         assert len(started) >= 3
+        assert _listening(started) == _documented()
         # A command line that is refused at once shows that both forms reach the script, and that failure comes back.
         for form in (["launch/train.py"], ["--", "python", "launch/train.py"]):
             assert ray.submit([*form, "+experiment=quickstrat"]) != 0
@@ -37,6 +45,48 @@ def test_jobs_are_submitted_with_a_token_and_nothing_is_left(
     assert ray.processes() == []
     assert not any(os.path.exists(f"/proc/{pid}") and _running(pid) for pid in started)
     assert not token.exists()
+
+
+def _joined(ray: LocalRay, env: Mapping[str, str]) -> str:
+    """What Ray says to who joins with this environment in place of the token."""
+    plain = {name: x for name, x in ray.env.items() if not name.startswith("RAY_AUTH")}
+    join = f"import ray; ray.init(address={ray.address!r}); print('joined')"
+    done = subprocess.run([sys.executable, "-c", join], env=plain | env, capture_output=True, text=True, timeout=300)
+    assert "joined" not in done.stdout
+    return done.stderr
+
+
+def _listening(pids: list[int]) -> set[tuple[str, str]]:
+    """(process, loopback or all) of every listening socket."""
+    found = set()
+    for process in map(psutil.Process, pids):
+        found.update((_name(process), where) for where in _where(process))
+    return found
+
+
+def _name(process: psutil.Process) -> str:
+    """As the table has it: of a title that the process gave itself, of a script or module, of a program."""
+    words = process.cmdline()
+    title = words[0].strip()
+    if title.startswith("ray::"):
+        return title.removeprefix("ray::") if title.endswith("Agent") else "worker"
+    if Path(title).name.startswith("python"):
+        return words[2].split(".")[-2] if words[1] == "-m" else Path(words[1]).stem
+    return Path(title).name
+
+
+def _where(process: psutil.Process) -> Iterator[str]:
+    for connection in process.net_connections(kind="inet"):
+        if connection.status == psutil.CONN_LISTEN:
+            ip = ipaddress.ip_address(connection.laddr.ip.removeprefix("::ffff:"))
+            yield "loopback" if ip.is_loopback else "all"
+
+
+def _documented() -> set[tuple[str, str]]:
+    """The same of the table in docs/security.md."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`[^|]* \| (yes)? ?\| (yes)? ?\|$", page, re.MULTILINE)
+    return {(name, where) for name, *yes in rows for where, y in zip(("loopback", "all"), yes, strict=True) if y}
 
 
 @contextmanager
