@@ -267,6 +267,7 @@ class Log:
     project: str  # of W&B
     group: str | None  # of runs that W&B shows together
     episodes: int  # episodes a step written to episodes.jsonl
+    trace: bool  # phases, generations and retrievals in trace.json, for ui.perfetto.dev
     progress: bool  # bars on the terminal
 
 

@@ -89,7 +89,7 @@ async def turns(
         forced = _forced(request, searches, prompt, room=prompt.budget.context - len(context))
         new_context += forced
         context += forced
-        began = time.monotonic()
+        began, at = time.monotonic(), time.time()
         if forced and forced[-1] == prompt.end_id:
             completion, action = _NOT_ASKED, Action(ActionKind.SEARCH, request.question.text)
         else:
@@ -105,7 +105,7 @@ async def turns(
         retrieved = await _search(action, retrieve, request)
         own = roles(completion.token_ids, prompt, tag=forced)
         seconds = generated - began, time.monotonic() - generated
-        yield Turn(new_context, completion, action, retrieved, bool(forced), own, *seconds)
+        yield Turn(new_context, completion, action, retrieved, bool(forced), own, *seconds, at)
         if retrieved is None:
             return
         context += completion.token_ids

@@ -17,6 +17,7 @@ ADDED: dict[str, Any] = {
     "learner.check_every": 0,
     "log.group": None,
     "log.tensorboard": False,
+    "log.trace": False,
     "retriever.corpus": "real",
     "retriever.corpus_share": 1.0,
     "retriever.dense": None,

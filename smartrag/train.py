@@ -33,6 +33,7 @@ from smartrag.log import RunFolder
 from smartrag.plan import Plan
 from smartrag.prefetch import Prefetch, staleness
 from smartrag.prompt import Prompt
+from smartrag.trace import Trace
 from smartrag.types import (
     Episode,
     Gate,
@@ -90,6 +91,7 @@ class Training:
         self.steps_done = 0
         self._skipped = 0  # PPO steps in a row that taught nothing because gradients were not finite
         self._saved = -1  # steps done at the newest checkpoint
+        self.trace = Trace(folder.folder / "trace.json") if run.log.trace else None
         self.summary: dict[str, Any] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, over all lives of the run
 
@@ -189,6 +191,8 @@ class Training:
         self.folder.metrics(row)
         self.folder.learned_from(ledger.entry(self.steps_done, rolled.episodes))
         self._show(rolled.episodes, learned.trajectories)
+        if self.trace is not None:
+            self.trace.episodes(rolled.episodes, self.steps_done)
         self._check_finite(learned.metrics)
         if self.steps_done % self.run.train.save_every == 0 or self.done:
             self.save()
@@ -237,7 +241,10 @@ class Training:
         trajectories, told = self.feedback(episodes, step)
         graded = time.monotonic()
         metrics = self.learner.update(trajectories, step) if trajectories else {}
-        return Learned(trajectories, told, metrics, graded - start, time.monotonic() - graded)
+        learned = Learned(trajectories, told, metrics, graded - start, time.monotonic() - graded)
+        if self.trace is not None:
+            self.trace.learner("update", learned.update_s)
+        return learned
 
     def _check_finite(self, learned: Mapping[str, float]) -> None:
         """Raises Diverged. A step that is not finite leaves all parameters as they were; one or two may happen."""
@@ -273,3 +280,5 @@ class Training:
         yield lambda: took[0]
         took[0] = time.monotonic() - start
         self.seconds[phase] += took[0]
+        if self.trace is not None:
+            self.trace.phase(phase, took[0])

@@ -119,6 +119,7 @@ class Turn:
     roles: tuple[Role, ...]  # [G] which each generated token belongs to
     generation_s: float = field(default=0.0, compare=False)  # wall-clock seconds of the generation
     retrieval_s: float = field(default=0.0, compare=False)  # and of the retrieval
+    began: float = field(default=0.0, compare=False)  # the worker's clock when the generation was asked for, Unix time
 
 
 class End(StrEnum):

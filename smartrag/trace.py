@@ -1,0 +1,69 @@
+"""A trace of a run: when each phase, generation and retrieval began and how long it took, for ui.perfetto.dev.
+
+The file is the JSON array form of Chrome's Trace Event Format, whose closing bracket may be absent: it can be looked at
+while the run goes on, and after it was killed.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from smartrag.types import Episode
+
+DRIVER, ROLLOUT = 1, 2  # what the viewer calls processes
+
+
+class Trace:
+    """Appends to `path`, so that a resumed run goes on with it."""
+
+    def __init__(self, path: Path):
+        fresh = not path.exists()
+        self._file = path.open("a", encoding="utf-8")
+        if fresh:
+            self._file.write("[\n")
+            self._write({"name": "process_name", "ph": "M", "pid": DRIVER, "args": {"name": "driver and learner"}})
+            self._write({"name": "process_name", "ph": "M", "pid": ROLLOUT, "args": {"name": "episodes"}})
+
+    def phase(self, name: str, seconds: float) -> None:
+        """A phase of the run that has just ended."""
+        self._slice(DRIVER, 0, name, time.time() - seconds, seconds)
+        self._file.flush()
+
+    def learner(self, name: str, seconds: float) -> None:
+        """What the learner has just done, while the driver may have done something else."""
+        self._slice(DRIVER, 1, name, time.time() - seconds, seconds)
+
+    def episodes(self, episodes: Sequence[Episode], step: int) -> None:
+        """Generations and retrievals of a step, on as few lines as hold them side by side."""
+        for line, episode in _lines(episodes):
+            for number, turn in enumerate(episode.turns):
+                told = {"step": step, "episode": episode.id, "turn": number, "tokens": len(turn.completion.token_ids)}
+                if turn.generation_s:
+                    self._slice(ROLLOUT, line, "generate", turn.began, turn.generation_s, **told)
+                if turn.retrieved is not None:
+                    start = turn.began + turn.generation_s
+                    self._slice(ROLLOUT, line, "retrieve", start, turn.retrieval_s, **told, query=turn.action.text)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _slice(self, pid: int, tid: int, name: str, start: float, seconds: float, **told: Any) -> None:
+        event = {"name": name, "ph": "X", "pid": pid, "tid": tid, "ts": start * 1e6, "dur": seconds * 1e6}
+        self._write(event | ({"args": told} if told else {}))
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event, ensure_ascii=False) + ",\n")
+
+
+def _lines(episodes: Iterable[Episode]) -> Iterable[tuple[int, Episode]]:
+    """(line, episode): the first line that is free when it begins."""
+    ends: list[float] = []
+    for episode in sorted(episodes, key=lambda e: e.turns[0].began):
+        last = episode.turns[-1]
+        begin, end = episode.turns[0].began, last.began + last.generation_s + last.retrieval_s
+        line = next((i for i, free in enumerate(ends) if free <= begin), len(ends))
+        ends[line : line + 1] = [end]
+        yield line, episode
