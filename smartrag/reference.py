@@ -3,6 +3,7 @@
 `make docs` writes it. Text in, text out; only `page` reads files.
 """
 
+import functools
 import inspect
 import re
 import textwrap
@@ -63,6 +64,9 @@ first option says that has it. "authors": the paper's released code says so. "ou
 """
 
 
+_parsed = functools.cache(yaml.safe_load)  # a file is looked at once for every setting
+
+
 @dataclass(frozen=True, slots=True)
 class Conf:
     """The folder conf/."""
@@ -71,7 +75,7 @@ class Conf:
 
     def defaults(self, file: str = "train.yaml", mark: str = "") -> dict[str, str]:
         """Group -> the option that a file's defaults name behind `mark`, in its order."""
-        listed = yaml.safe_load(self.texts[file]).get("defaults", [])
+        listed = _parsed(self.texts[file]).get("defaults", [])
         named = [pair for entry in listed if isinstance(entry, dict) for pair in entry.items()]
         return {group.removeprefix(mark): o for group, o in named if re.fullmatch(rf"{mark}\w+", group)}
 
