@@ -164,7 +164,12 @@ COMMANDS = [
     line("an open list", "values=[0", "values=[0: cannot be read", "sweep"),
     line("no figures", "gates=/nowhere.json", "gates=/nowhere.json: ", "sweep"),
     line("nothing to measure", "only=[] repeats=0", "repeats must be between 1 and 1000, got 0", "bench"),
-    line("a mistyped part", "only=[lerner]", "Invalid value 'lerner', expected one of [rollout, retrieval, learner, push]", "bench"),
+    line(
+        "a mistyped part",
+        "only=[lerner]",
+        "Invalid value 'lerner', expected one of [rollout, retrieval, learner, push]",
+        "bench",
+    ),
     line("a folder of configurations", "--config-dir /tmp --cfg job", "come from conf/ and name=value alone", "hydra"),
     line("a pickled job", "--experimental-rerun=job.pickle", "come from conf/ and name=value alone", "hydra"),
     line("a launcher", "--multirun hydra/launcher=joblib", "Hydra's own settings stay as conf/ has them", "hydra"),

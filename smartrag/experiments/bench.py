@@ -87,7 +87,7 @@ def show(figures: dict[str, Figure]) -> None:
     """A table on the terminal."""
     table = Table(title="benchmark", title_justify="left")
     for column, justify in (("figure", "left"), ("value", "right"), ("unit", "left"), ("ratio", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify, no_wrap=column in ("figure", "ratio"))  # type: ignore[arg-type]
     for column in ("against", "n", "spread"):
         table.add_column(column, justify="right" if column != "against" else "left")
     for name, f in figures.items():
