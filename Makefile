@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test chaos doctor browser check format docs clean
+.PHONY: help quickstart test chaos bench doctor browser check format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ test: $(READY) check browser  ## everything that needs no GPU
 TRIALS ?= 20
 chaos: $(READY)  ## every fault that is tested for, with TRIALS times as many seeds, and the table of what came of it
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "chaos and not gpu" --trials $(TRIALS)
+
+bench: $(READY)  ## each part beside the limit of what it is built on (5 minutes); RUN= as for doctor
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/bench.py $(RUN)
 
 RUN ?= +experiment=quickstart
 doctor: $(READY)  ## is this machine fit for a run? RUN="+experiment=hotpotqa cluster=one_gpu" names another

@@ -111,10 +111,10 @@ def _read_summary(folder: Path, record: Record) -> None:
     )
     seed = record.setting("seed", 0)
     record.summary = {name: evaluate.summary(_columns(rows), seed) for name, rows in record.asked.items() if rows}
-    phases = {"rollout": "seconds_waiting", "feedback": "seconds_feedback", "update": "seconds_update"}
-    phases["push"] = "push/seconds"
+    phases = {"feedback": "seconds_feedback", "update": "seconds_update", "push": "push/seconds"}
     if record.rows:
-        record.summary["seconds"] = {
+        waited = sum(row.get("seconds_waiting", row.get("seconds_rollout")) or 0.0 for row in record.rows)
+        record.summary["seconds"] = {"rollout": waited} | {
             phase: sum(row.get(name) or 0.0 for row in record.rows) for phase, name in phases.items()
         }
 

@@ -30,6 +30,7 @@ from smartrag.compose import load
 from smartrag.config import LearnerGroup as LearnerSettings
 from smartrag.config import Lora, Run
 from smartrag.episode import run_episode
+from smartrag.evaluation.evaluate import run_all
 from smartrag.evaluation.uncertainty import entropy
 from smartrag.experience import gather
 from smartrag.model import Policy
@@ -295,12 +296,9 @@ def test_a_push_that_breaks_off_half_way_is_repeated(world: World) -> None:
 
 def test_episodes_run_through_the_pool(world: World) -> None:
     requests = [EpisodeRequest(f"{i:032d}", Question(f"q{i}", toys.QUESTION, ("Norway",)), 1, 1) for i in range(12)]
-    episodes = {episode.id: episode for episode in world.pool(requests)}
-    assert sorted(episodes) == [request.id for request in requests]
-    again = {episode.id: episode for episode in world.pool(requests)}
-    assert {k: e.turns[0].completion.token_ids for k, e in again.items()} == {
-        k: e.turns[0].completion.token_ids for k, e in episodes.items()
-    }
+    episodes, again = (run_all(world.pool, requests) for _ in range(2))
+    assert [episode.id for episode in episodes] == [request.id for request in requests]
+    assert [e.turns[0].completion.token_ids for e in again] == [e.turns[0].completion.token_ids for e in episodes]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -417,8 +415,8 @@ def test_an_engine_that_dies_comes_back_with_the_current_weights(world: World) -
     world.pool.on_restored = lambda workers: world.push(version)
     actor = psutil.Process(ray.get(world.worker.pid.remote()))
     requests = [EpisodeRequest(f"{i:032d}", Question(f"q{i}", toys.QUESTION, ("Norway",)), 1, 1) for i in range(40)]
-    episodes = []
-    for episode in world.pool(requests):
+    episodes: list[Episode] = []
+    for episode in filter(None, world.pool(requests)):
         if not episodes:
             for child in actor.children(recursive=True):
                 if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline()):
