@@ -1,6 +1,5 @@
 """A weight push as the driver conducts it. What leaves the learner is in `cluster/sender.py`."""
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cluster import meeting
 from cluster.sender import PushFailed, WeightSender
-from cluster.wire import Meta, buckets, dtype_of
+from cluster.wire import Meta, buckets, bytes_of
 from smartrag.choices import WeightBackend
 from smartrag.config import Cluster
 
@@ -124,7 +123,7 @@ class WeightPush:
         host, port = gather("a free port", [first.__ray_call__.remote(rendezvous)], timeout_s)[0]
         handles = self._engines.handles()
         tp = self._cluster.engine.tensor_parallel
-        largest = max(_bytes(meta) for meta in self._metadata)
+        largest = max(bytes_of(meta) for meta in self._metadata)
         common = {
             "backend": self._cluster.weights.value,
             "host": host,
@@ -247,11 +246,6 @@ def gather(what: str, refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[A
             raise GetTimeoutError(f"{what}: {len(pending)} of {len(refs)} did not answer within {timeout_s:g} s")
         ray.get(ready)
     return ray.get(list(refs))
-
-
-def _bytes(meta: Meta) -> int:
-    _, dtype, shape = meta
-    return math.prod(shape) * dtype_of(dtype).itemsize
 
 
 def rendezvous(_actor: Any) -> tuple[str, int]:

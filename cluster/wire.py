@@ -25,14 +25,18 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
+def bytes_of(meta: Meta) -> int:
+    _, dtype, shape = meta
+    return math.prod(shape) * dtype_of(dtype).itemsize
+
+
 def buckets(metadata: Sequence[Meta], bucket_mib: int) -> list[list[Meta]]:
     """The parameters, in order, in messages of one dtype and at most `bucket_mib` MiB (one tensor may exceed it)."""
     limit = bucket_mib << 20
     found: list[list[Meta]] = []
     room = 0
     for meta in metadata:
-        _, dtype, shape = meta
-        size = math.prod(shape) * dtype_of(dtype).itemsize
+        size, dtype = bytes_of(meta), meta[1]
         if not found or size > room or dtype != found[-1][0][1]:
             found.append([])
             room = limit

@@ -1,8 +1,22 @@
-"""Drivers that a test kills, and what they leave."""
+"""Drivers that a test waits for or kills, and what they leave."""
 
 import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
+
+
+def until(done: Callable[[], bool], running: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> float:
+    """Waits, and says how many seconds. What runs must not end meanwhile; `log` is what it says."""
+    start = time.monotonic()
+    while not done():
+        said = log.read_text(errors="replace")[-4000:]
+        assert running.poll() is None, f"it ended with {running.returncode}:\n{said}"
+        assert time.monotonic() < start + timeout_s, f"nothing happened for {timeout_s} s:\n{said}"
+        time.sleep(0.5)
+    return time.monotonic() - start
 
 
 def kill(driver: subprocess.Popen[bytes]) -> None:

@@ -11,8 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +23,7 @@ from smartrag import ROOT
 from smartrag.evaluation.evaluate import MEASURES
 from smartrag.ledger import problems
 from tests.fault_table import Row
-from tests.processes import kill
+from tests.processes import kill, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
 
@@ -64,17 +63,6 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _until(done: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> float:
-    """Waits, and says how many seconds."""
-    start = time.monotonic()
-    while not done():
-        said = log.read_text(errors="replace")[-4000:]
-        assert driver.poll() is None, f"the driver ended with {driver.returncode}:\n{said}"
-        assert time.monotonic() < start + timeout_s, f"nothing happened for {timeout_s} s:\n{said}"
-        time.sleep(0.5)
-    return time.monotonic() - start
-
-
 def _actors(driver: subprocess.Popen[bytes]) -> dict[str, list[psutil.Process]]:
     """Ray names a worker's process after its actor's class."""
     found: dict[str, list[psutil.Process]] = {}
@@ -99,16 +87,16 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, r
     log = tmp_path / "driver.log"
     driver = _start(tmp_path, *EXACT)
     try:
-        _until(lambda: len(_rows(tmp_path)) >= 1, driver, log)
+        until(lambda: len(_rows(tmp_path)) >= 1, driver, log)
         actors = _actors(driver)
         assert len(actors["LearnerRank"]) == 2
         assert len(actors["RolloutWorker"]) == 1
         assert len(actors["RetrievalReplica"]) == 1
         _kill_all(actors["RolloutWorker"])
         _kill_all(actors["RetrievalReplica"])
-        row.trial(recovery_s=_until(lambda: len(_rows(tmp_path)) >= 2, driver, log))
+        row.trial(recovery_s=until(lambda: len(_rows(tmp_path)) >= 2, driver, log))
         actors["LearnerRank"][1].kill()
-        row.trial(recovery_s=_until(lambda: len(_rows(tmp_path)) >= 3, driver, log))
+        row.trial(recovery_s=until(lambda: len(_rows(tmp_path)) >= 3, driver, log))
         assert "a new one goes on from the newest checkpoint (1 of 3)" in log.read_text(errors="replace")
         kill(driver)
     finally:
@@ -118,7 +106,7 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, r
     published = max(int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*"))
     assert published >= 2
     resumed = _start(tmp_path, *EXACT, "resume=latest")
-    row.trial(recovery_s=_until(lambda: len(_rows(tmp_path)) >= STEPS, resumed, log))
+    row.trial(recovery_s=until(lambda: len(_rows(tmp_path)) >= STEPS, resumed, log))
     code = resumed.wait(timeout=900)
     assert code == 0, log.read_text(errors="replace")[-4000:]
     assert f"{published} of {STEPS} steps are done" in log.read_text(errors="replace")

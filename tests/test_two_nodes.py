@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from cluster.local_ray import LocalRay
 from smartrag import ROOT
 from smartrag.ledger import problems
 from tests.fault_table import Row
+from tests.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -51,7 +51,7 @@ def node(head: LocalRay, ip: str, folder: Path) -> Iterator[subprocess.Popen[byt
             start_new_session=True,
         )
     try:
-        _until(lambda: "Ray runtime started" in log.read_text(errors="replace"), started, log)
+        until(lambda: "Ray runtime started" in log.read_text(errors="replace"), started, log)
         yield started
     finally:
         lose(started)
@@ -82,16 +82,6 @@ def where(nodes: dict[str, subprocess.Popen[bytes]]) -> dict[str, list[str]]:
     return found
 
 
-def _until(done: Callable[[], bool], running: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> float:
-    start = time.monotonic()
-    while not done():
-        said = log.read_text(errors="replace")[-4000:]
-        assert running.poll() is None, f"it ended with {running.returncode}:\n{said}"
-        assert time.monotonic() < start + timeout_s, f"nothing happened for {timeout_s} s:\n{said}"
-        time.sleep(0.5)
-    return time.monotonic() - start
-
-
 @pytest.mark.fault("N1", "a node is lost, with a rank and an engine on it")
 def test_a_run_over_several_nodes_survives_the_loss_of_one(tmp_path: Path, row: Row) -> None:
     log, folder = tmp_path / "job.log", tmp_path / "quickstart" / "latest"
@@ -109,14 +99,14 @@ def test_a_run_over_several_nodes_survives_the_loss_of_one(tmp_path: Path, row: 
         job = subprocess.Popen(
             [*submit, *RUN, f"runs={tmp_path}"], cwd=ROOT, env=head.env, stdout=out, stderr=subprocess.STDOUT
         )
-        _until(lambda: len(lines("metrics.jsonl")) >= 1, job, log)
+        until(lambda: len(lines("metrics.jsonl")) >= 1, job, log)
         seats = where(nodes)
         assert [len(set(seats[name])) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
         lost = seats["LearnerRank"][1]
         assert lost in seats["RolloutWorker"]
         done = len(lines("metrics.jsonl"))
         lose(nodes.pop(lost))
-        row.trial(recovery_s=_until(lambda: len(lines("metrics.jsonl")) > done, job, log))
+        row.trial(recovery_s=until(lambda: len(lines("metrics.jsonl")) > done, job, log))
         seats = where(nodes)
         assert [len(seats[name]) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
         assert job.wait(timeout=600) == 0, log.read_text(errors="replace")[-4000:]

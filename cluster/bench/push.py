@@ -3,7 +3,6 @@
 On CPUs that is one message of all bytes through gloo between two processes, without engines, pauses, packing or canary.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from cluster.system import System, inputs
 from cluster.weights import rendezvous
-from cluster.wire import broadcast, gloo_group
+from cluster.wire import Meta, broadcast, bytes_of, gloo_group, use_interface_of
 from smartrag.choices import WeightBackend
 from smartrag.config import Run
 from smartrag.experiments.bench import Figure, against, in_turns, median, seconds
@@ -23,8 +22,8 @@ def bench(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
     found = inputs(run)
     system = System(run, found).start()
     try:
-        metadata: list[Any] = ray.get(system.learner.ranks[0].weight_metadata.remote())
-        size = sum(torch.Size(shape).numel() * getattr(torch, dtype).itemsize for _, dtype, shape in metadata)
+        metadata: list[Meta] = ray.get(system.learner.ranks[0].weight_metadata.remote())
+        size = sum(map(bytes_of, metadata))
         transfers: list[float] = []
 
         def push() -> float:
@@ -84,12 +83,8 @@ class End:
         self._group: Any = None
 
     def join(self, host: str, port: int, rank: int) -> None:
-        from cluster.wire import use_interface_of
-
         use_interface_of(ray.util.get_node_ip_address())
         self._group = gloo_group(host, port, rank, 2, 60.0)
 
-    def move(self) -> float:
-        start = time.perf_counter()
+    def move(self) -> None:
         broadcast(self._group, self._bytes)
-        return time.perf_counter() - start

@@ -18,7 +18,7 @@ from smartrag.train import Training
 from smartrag.trajectory import imitation
 from smartrag.types import Episode, EpisodeRequest, PoisonQuestion, Trajectory
 from tests import toys
-from tests.smartrag.test_train import TEST, TRAIN, Shelf, small_run
+from tests.smartrag.test_train import TEST, TRAIN, Shelf, _to_the_end, small_run
 from tests.smartrag.test_train import Machines as Synchronous
 
 STEPS = 6
@@ -73,11 +73,6 @@ def _training(
     data = Dataset(TRAIN, TEST[:2], TEST, None)
     made = of or RunFolder.create(str(folder), "test")
     return Training(run, data, machines, machines, push, store or Shelf(folder), made)
-
-
-def _to_the_end(training: Training) -> None:
-    while not training.done:
-        training.step()
 
 
 @pytest.mark.parametrize("bound", [0, 1, 2, 5])
