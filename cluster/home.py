@@ -7,7 +7,12 @@ from smartrag.compose import as_yaml, different, from_yaml
 from smartrag.config import Run
 from smartrag.log import new_folder
 
-_MAY_DIFFER = ("resume", "runs", "cache", "cluster.", "log.")
+# Where things are, what is shown, and how much is done at a time.
+_MAY_DIFFER = (
+    *("resume", "runs", "cache", "cluster.", "log."),
+    *(f"retriever.{name}" for name in ("replicas", "threads", "cpus", "heap", "max_batch", "batch_wait_ms")),
+    *(f"retriever.{name}" for name in ("timeout_s", "attempts", "remember")),
+)
 
 
 def find(run: Run, kind: str) -> Path:

@@ -1,128 +1,26 @@
-"""Retrieval as a service: replicas that batch queries into a searcher, and the pool that keeps them."""
+"""Retrieval as a service: the pool that starts replicas, keeps them and hands out clients."""
 
-import asyncio
-import inspect
 import os
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.client import RetrievalClient, check_k, reason
+from cluster.client import RetrievalClient, reason
 from cluster.java import HOME_VARIABLE
-from cluster.lucene import clean
-from cluster.searcher import absolute, open_searcher, sound
+from cluster.replica import RetrievalReplica
+from cluster.searcher import absolute
 from smartrag.config import Retriever
-from smartrag.types import Empty, Failed, Retrieved
 
 _MAX_CONCURRENCY = 8192  # calls one replica holds; Ray queues the rest, pings included
-T = TypeVar("T")
 
 
 class RetrievalUnavailable(RuntimeError):
     """The retrieval replicas did not start, or do not serve the same index."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# one replica
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    query: str
-    k: int
-    answer: "asyncio.Future[Retrieved]"
-
-
-class RetrievalReplica:
-    """One searcher in one process, asked by many at once. A plain async class; `RetrievalPool` makes it an actor.
-
-    Queries that wait together are searched together. While one batch is searched the next one gathers.
-    """
-
-    def __init__(self, retriever: Retriever, place: str | None) -> None:
-        """Takes seconds: 5 or more with Lucene. Raises IndexProblem, JavaMissing, ValueError for a bad heap."""
-        self._max_batch, self._wait_s = retriever.max_batch, retriever.batch_wait_ms / 1000
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self._searcher = open_searcher(retriever, None if place is None else Path(place))
-        self._waiting: list[_Waiting] = []
-        self._drainer: asyncio.Task[None] | None = None
-        self._queries, self._batches, self._seconds = 0, 0, 0.0
-
-    async def search(self, query: str, k: int) -> Retrieved:
-        """At most `k` passages for `query`, whatever it holds. Raises ValueError for k < 1."""
-        check_k(k)
-        if not (cleaned := clean(query)):
-            return Empty()
-        answer: asyncio.Future[Retrieved] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(cleaned, k, answer))
-        if self._drainer is None or self._drainer.done():
-            self._drainer = asyncio.create_task(self._drain())
-        return await answer
-
-    async def search_all(self, asked: Sequence[tuple[str, int]]) -> list[Retrieved]:
-        """`search` of each (query, k)."""
-        return list(await asyncio.gather(*(self.search(query, k) for query, k in asked)))
-
-    async def _drain(self) -> None:
-        """Search until nobody waits. Ends instead of idling, so that it never outlives its event loop."""
-        while self._waiting:
-            if len(self._waiting) < self._max_batch:
-                await asyncio.sleep(self._wait_s)
-            batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
-            try:
-                answers = await self._in_thread(partial(self._search, batch))
-            except Exception as error:  # not a bad query, those are answered one by one
-                answers = [Failed(f"{type(error).__name__}: {error}")] * len(batch)
-            for waiting, answer in zip(batch, answers, strict=True):
-                if not waiting.answer.done():  # its caller may have gone
-                    waiting.answer.set_result(answer)
-
-    def _search(self, batch: list[_Waiting]) -> list[Retrieved]:
-        start = time.perf_counter()
-        ks = [w.k for w in batch]
-        answers = sound(self._searcher.search([w.query for w in batch], ks), ks)
-        self._seconds += time.perf_counter() - start
-        self._queries, self._batches = self._queries + len(batch), self._batches + 1
-        return answers
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    async def ping(self) -> str:
-        """Answers when the search thread takes work: a hung one keeps silent."""
-        return await self._in_thread(lambda: "pong")
-
-    async def stats(self) -> dict[str, float]:
-        """Since the start of this process: queries, batches, queries of a mean batch, seconds of searching."""
-        mean = self._queries / self._batches if self._batches else 0.0
-        return {
-            "queries": float(self._queries),
-            "batches": float(self._batches),
-            "batch_size": mean,
-            "search_s": self._seconds,
-        }
-
-    def fingerprint(self) -> str:
-        """Identity of what is searched."""
-        return self._searcher.fingerprint
-
-    async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What FaultTolerantActorManager calls. RLlib's own mixin ends the process on any error of `func`."""
-        result = func(self, *args, **kwargs)
-        return await result if inspect.isawaitable(result) else result
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the driver's side
 
 
 class RetrievalPool:

@@ -1,44 +1,31 @@
-"""docs/bring-your-own.md does what it says: its files load, its functions and classes serve, two files train a run.
+"""docs/bring-your-own.md does what it says: its files load, its functions and classes serve.
 
-That its commands compose is for test_docs.py.
+That its commands compose is for test_docs.py; a run is trained on two CSV files and the page's reward in test_run.py.
 """
 
 import asyncio
 import csv
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cluster.retrieval import RetrievalReplica
+from cluster.replica import RetrievalReplica
 from cluster.searcher import check_searcher, open_searcher, prepare, sound
-from smartrag import ROOT, own_reward
+from smartrag import own_reward
 from smartrag.compose import load
-from smartrag.data import world
 from smartrag.data.load import load as load_data
 from smartrag.encoder import opened
 from smartrag.types import Empty, Failed, Hits, Passage
-
-PAGE = (ROOT / "docs" / "bring-your-own.md").read_text(encoding="utf-8")
-MODULES = {"contains": "rewards", "letters": "encoders", "Shelf": "search"}
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+from tests.own_files import PAGE, blocks, write_package
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The page's Python as the package that its commands name."""
-    folder = tmp_path / "my_package"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
-    for code in blocks("python"):
-        [name] = [name for name in MODULES if re.search(rf"^(def|class) {name}\b", code, re.MULTILINE)]
-        (folder / f"{MODULES[name]}.py").write_text(code)
+    write_package(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -123,50 +110,3 @@ def test_what_a_searcher_may_not_give_is_a_failure(
         assert answer == Failed(f"ValueError: the searcher {said}")
     assert sound([Empty(), Hits((P,))], [1, 1]) == [Empty(), Hits((P,))]
     assert open_searcher(retriever, None).search(["a"], [1]) == [Empty()]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_step_is_trained_on_two_csv_files(package: Path, tmp_path: Path) -> None:
-    """Through every real component, with the page's reward; questions and passages are the world's, as CSV."""
-    asked = [q for members in world.questions().values() for q in members if q.meta["hops"] == 1][:400]
-    passages = {row["id"]: row["contents"].partition("\n") for row in world.corpus()}
-    with (tmp_path / "my_questions.csv").open("w", newline="") as out:
-        csv.writer(out).writerows([["Question", "answers"], *([q.text, json.dumps(q.answers)] for q in asked)])
-    with (tmp_path / "my_passages.csv").open("w", newline="") as out:
-        csv.writer(out).writerows([["title", "text"], *([title, text] for title, _, text in passages.values())])
-    own = ["data=files", f"data.questions={tmp_path}/my_questions.csv", f"data.corpus={tmp_path}/my_passages.csv"]
-    own += ["reward.judge=function", "reward.function=my_package.rewards:contains"]
-    small = ["+experiment=quickstart", "train.steps=1", "train.episodes=16", "train.gates=false", "log.wandb=disabled"]
-    small += ["warmup.steps=1", "warmup.batch=8", "warmup.self_knowledge=0", "data.test_questions=8"]
-    places = [f"runs={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}"]
-    script = [sys.executable, str(ROOT / "launch" / "train.py")]
-    path = {"PYTHONPATH": f"{ROOT}:{package}"}
-    done = subprocess.run(
-        [*script, *own, *small, *places],
-        cwd=tmp_path,
-        env=_environment() | path,
-        capture_output=True,
-        text=True,
-        timeout=540,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    folder = tmp_path / "runs" / "quickstart" / "latest"
-    splits = json.loads((folder / "splits.json").read_text())
-    sizes = {name: split["questions"] for name, split in splits["splits"].items()}
-    assert sizes["ppo"] + sizes["dev"] + 8 <= len(asked)
-    assert sizes["ppo"] > 250
-    assert set(splits["overlaps"][pair] for pair in splits["overlaps"] if "dev" in pair or "test" in pair) == {0}
-    [row] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert row["voided_episodes"] == 0
-    assert json.loads((folder / "summary.json").read_text())["after"]["n"] == 8
-    shown = {f"{title}\n{text}" for title, _, text in passages.values()}
-    episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
-    seen = [text for episode in episodes for turn in episode["turns"] for text in turn.get("passages", [])]
-    assert set(seen) <= shown
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKED = ("ray", "vllm", "deepspeed", "pyserini", "jnius", "cluster")
 
@@ -16,6 +18,21 @@ def test_every_module_of_smartrag_imports_without_the_machines() -> None:
     assert len(modules) > 50
     code = f"import sys, importlib\nfor name in {BLOCKED}: sys.modules[name] = None\n"
     code += f"for name in {modules}: importlib.import_module(name)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("cluster.replica", ("torch", "transformers", "ray.rllib", "ray.tune", "vllm")),
+        ("cluster.worker", ("ray.rllib", "ray.tune", "deepspeed", "pyserini")),
+        ("cluster.rank", ("ray.rllib", "ray.tune", "vllm", "pyserini")),
+    ],
+)
+def test_an_actor_waits_for_no_import_that_it_does_not_use(module: str, absent: tuple[str, ...]) -> None:
+    """Its process begins with an import of the file that its class is in."""
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport {module}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,7 @@ from smartrag import ROOT
 from smartrag.evaluation.evaluate import MEASURES
 from smartrag.ledger import problems
 from tests.fault_table import Row
+from tests.own_files import write_csv, write_package
 from tests.processes import kill, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
@@ -116,27 +118,66 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, r
     _check_equal(folder, _undisturbed(tmp_path / "calm"))
 
 
-def test_engines_and_learner_work_at_the_same_time_and_no_secret_leaves_the_environment(tmp_path: Path) -> None:
-    """Steps are rolled out while the learner works on the one before, and the weights change in their middle. What it
-    writes, and what Ray does in its own folder, is looked through for a key."""
+@dataclass(frozen=True)
+class Own:
+    """A run of somebody's own: two CSV files, a reward function, rollouts a step ahead, a key in its environment."""
+
+    home: Path  # of all that was written
+    session: Path  # Ray's own
+    canary: str  # every secret's value
+    passages: set[str]  # of the CSV file, as shown
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "quickstart" / "latest"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+    home = tmp_path_factory.mktemp("own")
+    write_package(home)
+    files, passages = write_csv(home, 400)
     ahead = ("train.max_staleness=1", "train.gates=false", "cluster.engine.concurrency=8")
+    reward = ("reward.judge=function", "reward.function=my_package.rewards:contains", f"cache={home / 'cache'}")
     canary, session = f"canary-{secrets.token_hex(16)}", tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     given = dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY", "SMARTRAG_TEACHER_KEY", "SMARTRAG_JUDGE_KEY"), canary)
-    driver = _start(tmp_path, *ahead, given=given | {"RAY_TMPDIR": session})
-    assert driver.wait(timeout=900) == 0, (tmp_path / "driver.log").read_text(errors="replace")[-4000:]
-    files = [path for folder in (tmp_path, Path(session)) for path in folder.rglob("*") if path.is_file()]
-    assert any("metrics.jsonl" in path.name for path in files)
-    assert any("raylet" in path.name for path in files)
-    assert not [path for path in files if canary.encode() in path.read_bytes()]
+    given |= {"RAY_TMPDIR": session, "PYTHONPATH": f"{ROOT}:{home}"}
+    driver = _start(home, *files, *reward, *ahead, given=given)
+    assert driver.wait(timeout=900) == 0, (home / "driver.log").read_text(errors="replace")[-4000:]
+    yield Own(home, Path(session), canary, passages)
     shutil.rmtree(session)
-    rows, folder = _rows(tmp_path), tmp_path / "quickstart" / "latest"
-    ledger = _lines(folder / "ledger.jsonl")
+
+
+def test_engines_and_learner_work_at_the_same_time(own: Own) -> None:
+    """Steps are rolled out while the learner works on the one before, and the weights change in their middle."""
+    rows, ledger = _rows(own.home), _lines(own.folder / "ledger.jsonl")
     assert list(problems(ledger, seed=0, episodes=16, staleness=1)) == []
     assert any(len(row["versions"]) == 2 or row["versions"] == [row["step"] - 2] for row in ledger[1:])
     assert [row["staleness_max"] for row in rows] == [row["step"] - 1 - row["versions"][0] for row in ledger]
     assert any(row["seconds_waiting"] < 0.9 * row["seconds_rollout"] for row in rows[1:]), "nothing overlapped"
     assert all(row["push/canary_gap"] < 0.01 and row["skipped_steps"] == 0 for row in rows)
     assert all(row["first_ratio_deviation"] < 1e-4 for row in rows), "the ratio is to the policy at the update's start"
+
+
+def test_no_secret_leaves_the_environment(own: Own) -> None:
+    """What the run writes, and what Ray does in its own folder, is looked through for a key."""
+    files = [path for folder in (own.home, own.session) for path in folder.rglob("*") if path.is_file()]
+    assert any("metrics.jsonl" in path.name for path in files)
+    assert any("raylet" in path.name for path in files)
+    assert not [path for path in files if own.canary.encode() in path.read_bytes()]
+
+
+def test_it_was_trained_on_two_csv_files(own: Own) -> None:
+    splits = json.loads((own.folder / "splits.json").read_text())
+    sizes = {name: split["questions"] for name, split in splits["splits"].items()}
+    assert (sizes["ppo"], sizes["dev"], sizes["test"]) == (200, 8, 12)
+    assert set(splits["overlaps"][pair] for pair in splits["overlaps"] if "dev" in pair or "test" in pair) == {0}
+    assert all(row["voided_episodes"] == 0 for row in _rows(own.home))
+    assert json.loads((own.folder / "summary.json").read_text())["after"]["n"] == 12
+    turns = [turn for episode in _lines(own.folder / "episodes.jsonl") for turn in episode["turns"]]
+    seen = {text for turn in turns for text in turn.get("passages", [])}
+    assert seen
+    assert seen <= own.passages
 
 
 def _undisturbed(runs: Path) -> Path:

@@ -21,7 +21,7 @@ from tests.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-STEPS = 4
+STEPS = 3
 RUN = (
     *("+experiment=quickstart", f"train.steps={STEPS}", "train.episodes=16", "train.save_every=1", "train.gates=false"),
     *("warmup.steps=2", "warmup.batch=8", "log.wandb=disabled", "log.progress=false"),

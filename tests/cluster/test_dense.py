@@ -15,7 +15,7 @@ import pytest
 from cluster import dense
 from cluster.dense import DenseSearcher, cached, verify_dense
 from cluster.manifest import IndexProblem
-from cluster.retrieval import RetrievalReplica
+from cluster.replica import RetrievalReplica
 from cluster.searcher import absolute, open_searcher, prepare
 from smartrag import ROOT
 from smartrag.choices import Corpus

@@ -13,7 +13,7 @@ import pytest
 
 from cluster import remote
 from cluster.remote import Remote, ServiceProblem, check_service
-from cluster.retrieval import RetrievalReplica
+from cluster.replica import RetrievalReplica
 from smartrag.compose import load
 from smartrag.config import Service
 from smartrag.types import Empty, Failed, Hits, Passage

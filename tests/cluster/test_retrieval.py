@@ -19,11 +19,11 @@ import pytest
 import ray
 from ray.exceptions import ActorUnavailableError
 
-from cluster import retrieval
 from cluster.client import RetrievalClient
 from cluster.index import build_index
 from cluster.lucene import MAX_QUERY_CHARACTERS, clean
-from cluster.retrieval import RetrievalPool, RetrievalReplica, RetrievalUnavailable
+from cluster.replica import RetrievalReplica
+from cluster.retrieval import RetrievalPool, RetrievalUnavailable
 from smartrag.choices import Corpus, Stemmer
 from smartrag.compose import load
 from smartrag.data.passages import Recipe
@@ -231,7 +231,7 @@ class Slow:
 
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> RetrievalReplica:
-    monkeypatch.setattr(retrieval, "open_searcher", Slow)
+    monkeypatch.setattr("cluster.replica.open_searcher", Slow)
     return RetrievalReplica(replace(CONFIG, max_batch=8, batch_wait_ms=5), "unused")
 
 
