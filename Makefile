@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test chaos bench doctor browser check format docs clean
+.PHONY: help quickstart test nightly chaos bench doctor browser check format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -12,8 +12,11 @@ help:  ## this list
 quickstart: $(READY)  ## train a tiny policy through every real component on this machine (about 12 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/quickstart.py
 
-test: $(READY) check browser  ## everything that needs no GPU
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not gpu"
+test: $(READY) check browser  ## everything that needs no GPU, each thing by one road
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not gpu and not nightly"
+
+nightly: $(READY)  ## the other roads: other ZeRO stages, untied heads, several nodes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "nightly and not gpu"
 
 TRIALS ?= 20
 chaos: $(READY)  ## every fault that is tested for, with TRIALS times as many seeds, and the table of what came of it

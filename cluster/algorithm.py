@@ -6,6 +6,7 @@ environment runners, modules, learners and checkpoints do not fit language model
 
 import json
 import logging
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,15 @@ class SmartRAGPPO(Algorithm):
         self.callbacks, self.env_runner_group, self.offline_data = [], None, None
         self._set_up_metrics()
         begun = _begun(run)
-        found = inputs(run)
+        with ExitStack() as undo:
+            if begun is not None:
+                undo.callback(begun.close)
+            found = inputs(run)
+            undo.pop_all()
         self.folder = begun or _new(run)
         try:
             system = self._system = System(run, found).start()
-            store = Checkpoints(self.folder.checkpoints, run.train.keep)
+            store = Checkpoints(self.folder.checkpoints, run.train.keep, self.folder.check_held)
             self.training = Training(
                 run, found.data, system.rollout, system.learner, system.publish, store, self.folder
             )
@@ -135,14 +140,19 @@ class SmartRAGPPO(Algorithm):
 
 
 def _begun(run: Run) -> RunFolder | None:
-    """The folder of a run that is resumed. Raises FileNotFoundError, BadInput."""
+    """The folder of a run that is resumed, claimed. Raises FileNotFoundError, BadInput, Locked."""
+    if run.resume is None:
+        return None
     try:
-        return None if run.resume is None else resume.find(run)
+        folder = resume.find(run)
     except ValueError as error:
         raise BadInput(str(error)) from error
+    folder.claim()
+    return folder
 
 
 def _new(run: Run) -> RunFolder:
     folder = RunFolder.create(run.runs, run.name)
+    folder.claim()
     folder.write("config.yaml", as_yaml(run))
     return folder

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,13 @@ class Damaged(ValueError):
 
 
 class Checkpoints:
-    """Implements `Store`: the checkpoints of one run, of which the `keep` up to the last published stay."""
+    """Implements `Store`: the checkpoints of one run, of which the `keep` up to the last published stay.
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = Path(folder), keep
+    `fence` raises when this process may not write to the run (any more); it is called before anything is changed.
+    """
+
+    def __init__(self, folder: Path, keep: int, fence: Callable[[], None] = lambda: None):
+        self.folder, self.keep, self._fence = Path(folder), keep, fence
 
     @contextmanager
     def publish(self, step: int, state: Mapping[str, Any]) -> Iterator[Path]:
@@ -44,6 +47,7 @@ class Checkpoints:
 
         When the block raises, nothing is published and what was there before stays.
         """
+        self._fence()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         draft = self.folder / f"{_DRAFT}{step}-{uuid.uuid4().hex[:8]}"
@@ -51,6 +55,7 @@ class Checkpoints:
         try:
             yield draft
             _seal(draft, step, state)
+            self._fence()
             self._rename(draft, self.folder / f"step_{step:08d}")
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)

@@ -15,12 +15,14 @@ from smartrag.exits import (
     BAD_INPUT,
     DIVERGED,
     DOES_NOT_FIT,
+    LOCKED,
     MACHINES_FAILED,
     NO_JUDGE,
     NOTHING_TO_RESUME,
     USAGE_ERROR,
 )
 from smartrag.judge import JudgeUnavailable
+from smartrag.lease import Locked
 from smartrag.own_reward import RewardFailed
 from smartrag.train import Diverged
 from smartrag.types import PoisonQuestion
@@ -34,6 +36,7 @@ _CODES: dict[type[Exception], int] = {
     FileNotFoundError: NOTHING_TO_RESUME,
     JudgeUnavailable: NO_JUDGE,
     Diverged: DIVERGED,
+    Locked: LOCKED,
     **dict.fromkeys((LearnerLost, RolloutFailed, RetrievalUnavailable, PushFailed, CanaryFailed), MACHINES_FAILED),
 }
 REFUSALS: tuple[type[Exception], ...] = tuple(_CODES)

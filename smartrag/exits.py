@@ -10,6 +10,7 @@
     6  the judge of answers (reward.judge=endpoint) was not to be had
     7  a trial of a sweep failed; the others are done
     8  training diverged: no gradient was finite in three steps in a row
+    9  another driver writes to the run that was to be resumed, or has taken it over
    75  machines failed and could not be replaced: learner, engines, replicas, a weight push; `resume` goes on
   130  Ctrl-C
   143  SIGTERM, after the step under way was saved; 15 before the first step, where Ray exits at once
@@ -18,5 +19,6 @@
 """
 
 USAGE_ERROR, BAD_INPUT, DOES_NOT_FIT, NOTHING_TO_RESUME, NO_JUDGE, TRIAL_FAILED, DIVERGED = 2, 3, 4, 5, 6, 7, 8
+LOCKED = 9
 MACHINES_FAILED = 75  # EX_TEMPFAIL of sysexits.h: try again
 STOPPED = 128 + 15

@@ -1,7 +1,7 @@
 """The run folder, the one owner of every number; W&B and TensorBoard get the same rows.
 
 runs/<name>/<id>/  config.yaml  metrics.jsonl  episodes.jsonl  ledger.jsonl  checkpoints/
-                   evaluation-<system>.jsonl  summary.json  curves.png  report.html
+                   evaluation-<system>.jsonl  summary.json  curves.png  report.html  lease/
 runs/<name>/latest -> <id>
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from smartrag.lease import Lease
 from smartrag.tracking import Tracker
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyserini", "hydra-core", "wandb", "numpy")
@@ -30,6 +31,7 @@ class RunFolder:
         self.checkpoints = folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._tracker: Tracker | None = None
+        self._lease: Lease | None = None
 
     @classmethod
     def create(cls, runs: str, name: str) -> "RunFolder":
@@ -48,23 +50,33 @@ class RunFolder:
             raise FileNotFoundError(f"resume={resume}: no run in {folder}; leave out `resume` to start a new run")
         return cls(folder.resolve())
 
+    def claim(self) -> None:
+        """From now on until `close` this process alone writes here. Raises Locked where another does."""
+        self._lease = Lease.claim(self.folder)
+
+    def check_held(self) -> None:
+        """Raises Locked when it was claimed and another has it now."""
+        if self._lease is not None:
+            self._lease.check()
+
     def write(self, name: str, text: str) -> None:
+        self.check_held()
         write_whole(self.folder / name, text)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl; it must hold `step`."""
-        _append(self.folder / "metrics.jsonl", row)
+        self._append("metrics.jsonl", row)
         if self._tracker is not None:
             self._tracker.row(row)
 
     def episode(self, row: Mapping[str, Any]) -> None:
-        _append(self.folder / "episodes.jsonl", row)
+        self._append("episodes.jsonl", row)
         if self._tracker is not None:
             self._tracker.episode(row)
 
     def learned_from(self, row: Mapping[str, Any]) -> None:
         """One row of ledger.jsonl."""
-        _append(self.folder / "ledger.jsonl", row)
+        self._append("ledger.jsonl", row)
 
     def write_evaluation(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Every question of one evaluation, in evaluation-<name>.jsonl."""
@@ -86,6 +98,11 @@ class RunFolder:
             if path.exists():
                 self.write(name, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))
 
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        self.check_held()
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
     def track(self, tracker: Tracker) -> None:
         """From now on rows and episodes go there, too."""
         self._tracker = tracker
@@ -95,6 +112,8 @@ class RunFolder:
         if self._tracker is not None:
             self._tracker.close(self.folder, summary)
             self._tracker = None
+        if self._lease is not None:
+            self._lease.release()
 
 
 def new_folder(parent: Path) -> Path:
@@ -135,8 +154,3 @@ def _lines(path: Path) -> list[str]:
     """Lines with their ends. JSON may hold characters at which str.splitlines would cut, U+2028 among them."""
     with path.open(encoding="utf-8", newline="\n") as file:
         return file.readlines()
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from smartrag import ROOT
+from smartrag import ROOT, exits
 from smartrag.commands import Bench, Export
 from smartrag.compose import CONF, alone, as_yaml, change, load, load_beside
 from smartrag.evaluation import compare
@@ -139,6 +139,11 @@ def test_every_setting_and_option_is_there(name: str) -> None:
 
 def test_the_configuration_is_up_to_date() -> None:
     assert page() == CONFIGURATION, "make docs"
+
+
+def test_every_exit_code_is_there() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Exit codes")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| (\d+) \|", table, re.MULTILINE) == re.findall(r"^ +(\d+)  ", exits.__doc__, re.MULTILINE)
 
 
 def test_pages_are_short() -> None:

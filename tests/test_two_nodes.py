@@ -19,7 +19,7 @@ from smartrag.ledger import problems
 from tests.fault_table import Row
 from tests.processes import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 STEPS = 3
 RUN = (

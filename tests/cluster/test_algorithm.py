@@ -1,12 +1,19 @@
-"""A learner that is lost is started again from the newest checkpoint, a bounded number of times. No machines."""
+"""A run that is another's is not touched; a lost learner is started again from the newest checkpoint, a bounded number
+of times. No machines."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster.algorithm import SmartRAGPPO
+from cluster import algorithm
+from cluster.algorithm import SmartRAGConfig, SmartRAGPPO
 from cluster.learner import LearnerLost
+from cluster.system import BadInput
+from smartrag.compose import load
+from smartrag.lease import Locked
+from smartrag.log import RunFolder
 
 
 class Algorithm(SmartRAGPPO):
@@ -49,3 +56,22 @@ def test_restarts_that_bring_nothing_are_counted_and_bounded() -> None:
     assert Algorithm({1: 2, 3: 2}).steps() == [1, 1, 1, 2, 3, 3, 3, 4, 5]
     with pytest.raises(LearnerLost, match="rank 1 died"):
         Algorithm({3: 3}).steps()
+
+
+def test_a_run_is_claimed_before_anything_and_let_go_of_where_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(run: Any) -> None:
+        raise BadInput("no such corpus")
+
+    run = load(["+experiment=quickstart", f"runs={tmp_path}", "resume=latest"])
+    held = RunFolder.create(run.runs, run.name)
+    held.claim()
+    monkeypatch.setattr(algorithm.resume, "find", lambda run: RunFolder(held.folder))
+    monkeypatch.setattr(algorithm, "inputs", refuse)
+    with pytest.raises(Locked, match="is being written by process"):
+        SmartRAGPPO(SmartRAGConfig().smartrag(run))
+    held.close()
+    for _ in range(2):  # the first has left nothing for which the second would wait
+        with pytest.raises(BadInput, match="no such corpus"):
+            SmartRAGPPO(SmartRAGConfig().smartrag(run))

@@ -185,7 +185,7 @@ def tiny_model(folder: Path, tied: bool) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied", pytest.param("untied", marks=pytest.mark.nightly)])
 def world(
     request: pytest.FixtureRequest, ray_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:

@@ -154,11 +154,15 @@ def alone(ray_session: None, folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 # Two ranks: ZeRO stage, tokens of a micro-batch, whether trajectories are packed. 16 tokens hold one row.
-PAIRS = [(0, 16, True), (1, WHOLE, False), (2, 16, False), (3, 120, True)]
-PAIR_NAMES = ["zero0-rows", "zero1-padded", "zero2-eight", "zero3-packed"]
+PAIRS = [
+    pytest.param((0, 16, True), id="zero0-rows", marks=pytest.mark.nightly),
+    pytest.param((1, WHOLE, False), id="zero1-padded", marks=pytest.mark.nightly),
+    pytest.param((2, 16, False), id="zero2-eight"),
+    pytest.param((3, 120, True), id="zero3-packed"),
+]
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids=PAIR_NAMES)
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(
     request: pytest.FixtureRequest, ray_session: None, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Life, Path]]:

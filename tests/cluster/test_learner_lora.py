@@ -44,7 +44,14 @@ class Life:
         self.end, self.weights = state(group), weights(group, home / "policy")
 
 
-@pytest.fixture(scope="module", params=[0, 2, 3], ids=lambda stage: f"zero{stage}")
+STAGES = [
+    pytest.param(0, id="zero0", marks=pytest.mark.nightly),
+    pytest.param(2, id="zero2", marks=pytest.mark.nightly),
+    pytest.param(3, id="zero3"),
+]
+
+
+@pytest.fixture(scope="module", params=STAGES)
 def life(request: pytest.FixtureRequest, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     made = Life(
         request.param, tiny.folder(tmp_path_factory.mktemp("tiny")), tmp_path_factory.mktemp(f"lora{request.param}")
@@ -74,6 +81,7 @@ def test_the_snapshot_moves_the_adapters_into_the_base(life: Life) -> None:
     assert abs(life.second["kl_ref"]) > 1e-5  # ... and then part
 
 
+@pytest.mark.nightly
 def test_stages_agree(life: Life, tmp_path_factory: pytest.TempPathFactory) -> None:
     """With each other: each leaves its weights for the next."""
     kept = tmp_path_factory.getbasetemp() / "lora-weights.pt"

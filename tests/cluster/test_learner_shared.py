@@ -46,7 +46,14 @@ def alone(ray_session: None, folder: Path, tmp_path_factory: pytest.TempPathFact
         life.group.close()
 
 
-@pytest.fixture(scope="module", params=[(2, None), (3, None), (3, LORA)], ids=["zero2", "zero3", "zero3-lora"])
+PAIRS = [
+    pytest.param((2, None), id="zero2"),
+    pytest.param((3, None), id="zero3", marks=pytest.mark.nightly),
+    pytest.param((3, LORA), id="zero3-lora"),
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(
     request: pytest.FixtureRequest, ray_session: None, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Life, Path]]:

