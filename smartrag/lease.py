@@ -74,9 +74,7 @@ class Lease:
         """Raises Locked when another has taken the run: nothing more may be written to it."""
         if (other := newest(self._folder)) > self.epoch:
             taken = _named(_read(self._folder, other))
-            raise Locked(
-                f"{self._folder} was taken over by {taken}, which had heard nothing of this driver for a while"
-            )
+            raise Locked(f"{self._folder} was taken over by {taken}, which had not heard of this driver for a while")
 
     def release(self) -> None:
         """The next driver need not wait."""
