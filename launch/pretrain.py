@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Pretrain the tiny base model again: `python launch/pretrain.py models/tiny`. Most of an hour on two CPU cores."""
 
 import argparse
