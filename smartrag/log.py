@@ -151,6 +151,8 @@ def versions() -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines with their ends. JSON may hold characters at which str.splitlines would cut, U+2028 among them."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return file.readlines()
+    """Whole lines with their ends; the last may be cut short, by a driver that was killed or a disk that was full.
+
+    JSON may hold characters at which str.splitlines would cut, U+2028 among them."""
+    with path.open("rb") as file:
+        return [line.decode("utf-8") for line in file if line.endswith(b"\n")]

@@ -8,8 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ from smartrag import ROOT
 from smartrag.commands import Export
 from smartrag.compose import as_yaml, load
 from smartrag.config import Run
+from smartrag.data import world
 from smartrag.episode import run_episode
 from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME, USAGE_ERROR
 from smartrag.prompt import Budget, Prompt
-from smartrag.types import Completion, EpisodeRequest, Passage, Question, Stop
+from smartrag.types import Completion, Episode, EpisodeRequest, Generate, Passage, Question, Stop
 from tests import run_folder, toys
+from tests.processes import until
 
 TINY = ROOT / "models" / "tiny"
 TOLD = "Answer in a word. You may search {quota} times."
@@ -142,11 +144,7 @@ def test_who_follows_the_card_runs_the_episode_of_training(
     prompt, read = _prompt(tmp_path / "policy", run), Recorded(card["model"])
     card["model"] = Recorded(card["model"])
 
-    async def generate(ids: Sequence[int], *, max_new_tokens: int, **_: object) -> Completion:
-        written = read.generate(torch.tensor([list(ids)]), max_new_tokens=max_new_tokens)[0, len(ids) :].tolist()
-        stop = Stop.END if written[-1] == prompt.end_id else Stop.LENGTH
-        return Completion(tuple(written), (0.0,) * len(written), stop, (0,) * len(written))
-
+    generate = _generate(lambda ids: _greedily(read, ids, run), prompt)
     searched = 0
     for quota in (0, 1, 2):
         for i, text in enumerate(QUESTIONS):
@@ -279,38 +277,76 @@ def test_the_command_line_is_checked_before_anything_heavy_is_imported() -> None
 
 
 @pytest.mark.slow
-def test_vllm_serves_it_and_says_what_transformers_say(shipped: tuple[Path, Path, Run], tmp_path: Path) -> None:
-    _, out, run = shipped
+def test_vllm_serves_it_and_says_what_transformers_say(tmp_path: Path) -> None:
+    """50 questions from decision to answer, the same tokens by both; the loop is that of training and of `ask`."""
+    run, out = _run(tmp_path / "run", noise=0.0), tmp_path / "policy"
+    assert export(Export(run=str(tmp_path / "run"), out=str(out), overwrite=False)) == 0
+    asked = [question for members in world.questions().values() for question in members][::80][:50]
+    assert len(asked) == 50
+    prompt, model = _prompt(out, run), AutoModelForCausalLM.from_pretrained(out)
+    ids = list(prompt.question(QUESTIONS[0], 2))
+    message = [{"role": "user", "content": prompt.opening(QUESTIONS[0], 2)}]
+    greedy = {"model": "policy", "temperature": 0, "return_token_ids": True}
+    with _served(out, run, tmp_path / "log") as client:
+
+        def through_vllm(ids: list[int]) -> list[int]:
+            reply = client.post("/v1/completions", json={**greedy, "prompt": ids, "max_tokens": run.model.new_tokens})
+            return reply.raise_for_status().json()["choices"][0]["token_ids"]
+
+        chat = client.post("/v1/chat/completions", json={**greedy, "messages": message}).raise_for_status().json()
+        served = [_episode(question, through_vllm, prompt) for question in asked]
+
+    assert chat["prompt_token_ids"] == ids
+    assert chat["choices"][0]["token_ids"] == _greedily(model, ids, run)
+    plain = [_episode(question, lambda ids: _greedily(model, ids, run), prompt) for question in asked]
+    assert [_written(episode) for episode in served] == [_written(episode) for episode in plain]
+    assert len({episode.turns[-1].action.text for episode in plain}) > 10
+    assert sum(len(episode.turns) - 1 for episode in plain) > 10, "hardly a search"
+
+
+def _episode(question: Question, write: Callable[[list[int]], list[int]], prompt: Prompt) -> Episode:
+    request = EpisodeRequest(question.id, question, 2, 2, greedy=True)
+    return asyncio.run(run_episode(request, _generate(write, prompt), toys.Shelf(*SHELF), prompt, temperature=1.0))
+
+
+def _generate(write: Callable[[list[int]], list[int]], prompt: Prompt) -> Generate:
+    async def generate(ids: Sequence[int], **_: object) -> Completion:
+        written = write(list(ids))
+        stop = Stop.END if written[-1] == prompt.end_id else Stop.LENGTH
+        return Completion(tuple(written), (0.0,) * len(written), stop, (0,) * len(written))
+
+    return generate
+
+
+def _greedily(model: Any, ids: list[int], run: Run) -> list[int]:
+    """What transformers write; the folder's own habits are greedy."""
+    return model.generate(torch.tensor([ids]), max_new_tokens=run.model.new_tokens)[0, len(ids) :].tolist()
+
+
+def _written(episode: Episode) -> list[tuple[int, ...]]:
+    return [turn.completion.token_ids for turn in episode.turns]
+
+
+@contextmanager
+def _served(policy: Path, run: Run, log: Path) -> Iterator[httpx.Client]:
+    """A client of what `vllm serve` starts; the CPU build's own command looks for a package called vllm, and fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # What `vllm serve` starts; the CPU build's own command looks for a package that is called vllm, and fails.
-    served = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(out)]
-    served += ["--host", "127.0.0.1", "--port", str(port)]
-    served += ["--max-model-len", str(run.model.context_tokens), "--dtype", "float32", "--served-model-name", "policy"]
-    served += ["--enforce-eager", "--block-size", "32", "--kv-cache-memory-bytes", str(1 << 28)]
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(
-            served, env=os.environ | engine_env(run.cluster), stdout=log, stderr=subprocess.STDOUT
-        )
-    message = [{"role": "user", "content": _prompt(out, run).opening(QUESTIONS[0], 2)}]
-    asked = {"model": "policy", "temperature": 0, "return_token_ids": True, "messages": message}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", str(run.model.context_tokens), "--dtype", "float32", "--served-model-name", "policy"]
+    command += ["--enforce-eager", "--block-size", "32", "--kv-cache-memory-bytes", str(1 << 28)]
+    with log.open("wb") as said:
+        env = os.environ | engine_env(run.cluster)
+        server = subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-            deadline = time.monotonic() + 400
-            while not _healthy(client):
-                said = (tmp_path / "log").read_text(errors="replace")[-4000:]
-                assert server.poll() is None, said
-                assert time.monotonic() < deadline, said
-                time.sleep(1)
-            reply = client.post("/v1/chat/completions", json=asked).raise_for_status().json()
+            until(lambda: _healthy(client), server, log, timeout_s=400)
+            yield client
     finally:
         server.terminate()
         server.wait(60)
-    ids = list(_prompt(out, run).question(QUESTIONS[0], 2))
-    model = AutoModelForCausalLM.from_pretrained(out)
-    assert reply["prompt_token_ids"] == ids
-    assert reply["choices"][0]["token_ids"] == model.generate(torch.tensor([ids]))[0, len(ids) :].tolist()
 
 
 def _healthy(client: httpx.Client) -> bool:

@@ -40,6 +40,22 @@ def test_rows_are_kept_in_order_and_a_rewind_drops_what_comes_again(tmp_path: Pa
     assert "Tromsø" in (run.folder / "episodes.jsonl").read_text(encoding="utf-8")
 
 
+@pytest.mark.fault("T1", "a row is cut short at any byte")
+def test_a_row_that_was_cut_short_is_no_row(tmp_path: Path) -> None:
+    run = RunFolder.create(str(tmp_path), "x")
+    for step in (1, 2, 3):
+        run.metrics({"step": step, "question": "Tromsø?"})
+    path = run.folder / "metrics.jsonl"
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rindex(b"\n") + 1
+    for cut in range(last, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert [row["step"] for row in run.rows()] == [1, 2]
+        run.rewind(2)
+        run.metrics({"step": 3})
+        assert [row["step"] for row in run.rows()] == [1, 2, 3]
+
+
 def test_pictures_and_tables_for_people(tmp_path: Path) -> None:
     rows = [{"step": s, "reward": s / 10, "em": 0.1, "retrievals_per_question": 0.5} for s in range(1, 20)]
     curves(rows, _summary(), tmp_path / "curves.png")
