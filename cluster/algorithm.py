@@ -6,7 +6,6 @@ environment runners, modules, learners and checkpoints do not fit language model
 
 import json
 import logging
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,11 +71,12 @@ class SmartRAGPPO(Algorithm):
         self.callbacks, self.env_runner_group, self.offline_data = [], None, None
         self._set_up_metrics()
         begun = _begun(run)
-        with ExitStack() as undo:
-            if begun is not None:
-                undo.callback(begun.close)
+        try:
             found = inputs(run)
-            undo.pop_all()
+        except BaseException:
+            if begun is not None:
+                begun.close()
+            raise
         self.folder = begun or _new(run)
         try:
             system = self._system = System(run, found).start()

@@ -6,7 +6,6 @@ message. It knows the second turn's prompt before the first is written: the limi
 
 import time
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def bench(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
 
 def _played(system: System, plan: Plan, turn: int) -> list[Episode]:
     steps = range(turn * _STEPS, (turn + 1) * _STEPS)
-    return run_all(system.rollout, [*chain.from_iterable(plan(step) for step in steps)])
+    return run_all(system.rollout, [request for step in steps for request in plan(step)])
 
 
 def _generated(episodes: Sequence[Episode]) -> int:
