@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.home import find
+from cluster.system import BadInput
 from smartrag import ROOT
+from smartrag.compose import load
 from smartrag.evaluation.evaluate import MEASURES
 from tests.processes import kill, until
 
@@ -33,6 +36,15 @@ def _start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
 def test_a_trial_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     code = _start(tmp_path, "learner.ranks=1").wait(timeout=1200)
     _check(tmp_path, code)
+
+
+def test_a_sweep_of_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Other machines are no other run."""
+    begun = ["+experiment=quickstart", f"runs={tmp_path}"]
+    home = find(load(begun), "sweep")
+    with pytest.raises(BadInput, match=r"is a sweep of a run with other train\.steps; see its config\.yaml"):
+        find(load([*begun, "train.steps=2", "resume=latest"]), "sweep")
+    assert find(load([*begun, "retriever.remember=0", "resume=latest"]), "sweep") == home
 
 
 @pytest.mark.nightly
