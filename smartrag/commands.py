@@ -44,6 +44,43 @@ class Bench:
 
 
 @dataclass(kw_only=True, slots=True)
+class Capacity:
+    """What launch/capacity.py takes; values in conf/capacity.yaml. All but the first two describe a fleet."""
+
+    measured: list[str]  # folders of traced runs: service times are fitted to the first, and all are simulated
+    out: str  # folder; capacity.json and capacity.png are made in it
+    policies: list[str]  # of projection.POLICIES
+    gpus: list[int]
+    flops: float  # a second, of a GPU, dense
+    memory: float  # bytes
+    memory_bandwidth: float  # bytes a second
+    link_bandwidth: float  # bytes a second out of each GPU's node
+    learner_mfu: float  # share of `flops` that an update gets
+    engine_mfu: float  # that reading a prompt gets
+    memory_share: float  # of `memory_bandwidth` that decoding gets
+    iteration_overhead_s: float  # of an engine, beside the GPU's work
+    message_s: float  # between a generation and the next of its episode
+    send_s: float  # of a question
+    step_overhead_s: float
+    push_overhead_s: float
+    search_s: float  # of one thread
+    searches: list[float]  # share of episodes with 0, 1, 2, ... of them
+    prompt_tokens: int  # template and question
+    passage_tokens: int  # what a search brings
+    query_tokens: int
+    answer_tokens: int
+    episodes_per_gpu: int  # of a step
+    most_episodes: int  # of a step, however many GPUs
+    concurrency: int  # episodes of an engine
+    max_staleness: int
+    epochs: int
+    minibatches: int
+    save_s: float  # that training stands still for
+    restart_s: float
+    gpu_mtbf_s: float  # of one GPU
+
+
+@dataclass(kw_only=True, slots=True)
 class Export:
     """What launch/export.py takes; values in conf/export.yaml."""
 

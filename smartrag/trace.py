@@ -39,7 +39,8 @@ class Trace:
         """Generations and retrievals of a step, on as few lines as hold them side by side."""
         for line, episode in _lines(episodes):
             for number, turn in enumerate(episode.turns):
-                told = {"step": step, "episode": episode.id, "turn": number, "tokens": len(turn.completion.token_ids)}
+                told = {"step": step, "episode": episode.id, "turn": number}
+                told |= {"prompt": len(turn.context_ids), "tokens": len(turn.completion.token_ids)}
                 if turn.generation_s:
                     self._slice(ROLLOUT, line, "generate", turn.began, turn.generation_s, **told)
                 if turn.retrieved is not None:

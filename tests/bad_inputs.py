@@ -22,6 +22,7 @@ from cluster.resume import shape
 from smartrag.arguments import harmless
 from smartrag.choices import Corpus, Stemmer
 from smartrag.commands import Export
+from smartrag.capacity import study
 from smartrag.compose import alone, as_yaml, change, load, understood
 from smartrag.config import Data, Run
 from smartrag.data.corpus import check_corpus
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "ablate": ablation.load,
     "sweep": sweep.load,
     "bench": bench.load,
+    "capacity": study.load,
     "hydra": harmless,  # what is looked at before Hydra itself reads a command line with flags
     "export": lambda words: alone(Export, "export.yaml", words),
 }

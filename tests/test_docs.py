@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from smartrag import ROOT, exits
 from smartrag.commands import Bench, Export
+from smartrag.capacity import study
 from smartrag.compose import CONF, alone, as_yaml, change, load, load_beside
 from smartrag.evaluation import compare
 from smartrag.experiments import ablation, sweep
@@ -60,6 +61,8 @@ def composes(script: str, words: Sequence[str], tmp_path: Path, monkeypatch: pyt
             alone(Export, "export.yaml", words)
         case "bench.py":
             load_beside(Bench, "bench.yaml", words)
+        case "capacity.py":
+            study.load(words)
         case "index.py":
             given = OmegaConf.from_dotlist(list(words))
             assert {"corpus", "out"} <= set(given) <= set(OmegaConf.load(CONF / "index.yaml"))
