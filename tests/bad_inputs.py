@@ -20,9 +20,9 @@ from cluster.manifest import IndexManifest, sha256, verify
 from cluster.resume import find as find_run
 from cluster.resume import shape
 from smartrag.arguments import harmless
+from smartrag.capacity import study
 from smartrag.choices import Corpus, Stemmer
 from smartrag.commands import Export
-from smartrag.capacity import study
 from smartrag.compose import alone, as_yaml, change, load, understood
 from smartrag.config import Data, Run
 from smartrag.data.corpus import check_corpus

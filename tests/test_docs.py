@@ -15,8 +15,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from smartrag import ROOT, exits
-from smartrag.commands import Bench, Export
 from smartrag.capacity import study
+from smartrag.commands import Bench, Export
 from smartrag.compose import CONF, alone, as_yaml, change, load, load_beside
 from smartrag.evaluation import compare
 from smartrag.experiments import ablation, sweep
