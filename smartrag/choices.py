@@ -117,5 +117,6 @@ class Part(StrEnum):
 
     rollout = "rollout"
     retrieval = "retrieval"
+    corpora = "corpora"
     learner = "learner"
     push = "push"

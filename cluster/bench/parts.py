@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.bench import learner, push, retrieval, rollout
+from cluster.bench import corpora, learner, push, retrieval, rollout
 from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import connect
 from smartrag.choices import Part
@@ -20,6 +20,7 @@ logger = logging.getLogger("smartrag")
 _PARTS: dict[Part, Callable[[Run, Path, int], dict[str, Figure]]] = {
     Part.rollout: rollout.bench,
     Part.retrieval: retrieval.bench,
+    Part.corpora: corpora.bench,
     Part.learner: learner.bench,
     Part.push: push.bench,
 }
@@ -29,10 +30,14 @@ def bench(settings: Bench, run: Run) -> int:
     """Measures, prints the table, writes bench.json and returns the exit code."""
     show_log()
     try:
-        path = resolve(run.model, Path(run.cache).expanduser() / "models")
-        connect(run)
+        return _bench(settings, run)
     except REFUSALS as error:
         return refused(error)
+
+
+def _bench(settings: Bench, run: Run) -> int:
+    path = resolve(run.model, Path(run.cache).expanduser() / "models")
+    connect(run)
     home = new_folder(Path(run.runs).resolve() / "bench")
     (home / "config.yaml").write_text(as_yaml(run), encoding="utf-8")
     figures: dict[str, Figure] = {}

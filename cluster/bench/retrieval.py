@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from smartrag.experiments.bench import Figure, against, in_turns, percentile, ra
 from smartrag.types import Failed, Retrieve
 
 CALLERS = 64
-_QUERIES = 2048  # a measurement; each is asked once, so no cache knows it
+QUERIES = 2048  # a measurement; each is asked once, so no cache knows it
 
 
 def bench(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
@@ -24,15 +25,43 @@ def bench(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
     queries once more, which the clients remember."""
     found = inputs(run)
     connect(run)
-    queries = Queries([q.text for q in found.data.train])
-    pool = RetrievalPool(run.retriever, found.index, ready_s=run.cluster.placement_timeout_s)
-    raw: Any = ray.remote(Raw).options(num_cpus=0).remote(run, str(found.index))
+    measured = measure(run, found.index, [q.text for q in found.data.train], repeats)
+    served, lucene_alone, remembered = (
+        rate(QUERIES, "queries/s", seconds) for seconds in (measured.service_s, measured.lucene_s, measured.again_s)
+    )
+    p99, raw_p99 = (percentile([w * 1e3 for w in each], 99, "ms") for each in (measured.waits_s, measured.batches_s))
+    return {
+        "retrieval_queries": served,
+        "lucene_queries": lucene_alone,
+        "retrieval_vs_lucene": against(served, "lucene_queries", lucene_alone),
+        "lucene_p99": raw_p99,
+        "retrieval_p99": against(p99, "lucene_p99", raw_p99),
+        "retrieval_remembered": against(remembered, "retrieval_queries", served),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """Seconds, one measurement each."""
+
+    service_s: list[float]  # QUERIES through the service, CALLERS at a time
+    lucene_s: list[float]  # as many as one batch of Lucene's
+    again_s: list[float]  # asked again, of the client that asked before
+    waits_s: list[float]  # of each query through the service
+    batches_s: list[float]  # of a batch of CALLERS, straight into Lucene
+
+
+def measure(run: Run, index: Path | None, questions: Sequence[str], repeats: int) -> Searches:
+    """The service and Lucene in turns, on queries that nobody has asked before; Ray is connected."""
+    queries = Queries(questions)
+    pool = RetrievalPool(run.retriever, index, ready_s=run.cluster.placement_timeout_s)
+    raw: Any = ray.remote(Raw).options(num_cpus=0).remote(run, str(index))
     try:
         client, k = pool.client(), run.retriever.k
-        waits: list[float] = []
-        raw_waits: list[float] = []
         asked: list[list[str]] = []
         again: list[float] = []
+        waits: list[float] = []
+        batches: list[float] = []
 
         def service() -> float:
             asked.append(queries.fresh())
@@ -43,26 +72,17 @@ def bench(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
 
         def lucene() -> float:
             seconds, batch = ray.get(raw.search.remote(asked[-1], k))
-            raw_waits.append(batch)
+            batches.append(batch)
             return seconds
 
         service(), lucene()  # the JVM compiles what it runs
-        for warm in (waits, raw_waits, again):
+        for warm in (waits, batches, again):
             warm.clear()
         ours, theirs = in_turns([service, lucene], repeats)
     finally:
         pool.close()
         ray.kill(raw)
-    served, lucene_alone, remembered = (rate(_QUERIES, "queries/s", s) for s in (ours, theirs, again))
-    p99, raw_p99 = (percentile([w * 1e3 for w in each], 99, "ms") for each in (waits, raw_waits))
-    return {
-        "retrieval_queries": served,
-        "lucene_queries": lucene_alone,
-        "retrieval_vs_lucene": against(served, "lucene_queries", lucene_alone),
-        "lucene_p99": raw_p99,
-        "retrieval_p99": against(p99, "lucene_p99", raw_p99),
-        "retrieval_remembered": against(remembered, "retrieval_queries", served),
-    }
+    return Searches(ours, theirs, again, waits, batches)
 
 
 async def ask(retrieve: Retrieve, queries: Sequence[str], k: int) -> tuple[float, list[float]]:
@@ -89,7 +109,7 @@ class Queries:
 
     def fresh(self) -> list[str]:
         made = []
-        for _ in range(_QUERIES):
+        for _ in range(QUERIES):
             self._count += 1
             one, other = self._rng.sample(self._questions, 2)
             half = len(one.split()) // 2
