@@ -28,7 +28,8 @@ from smartrag.evaluation.evaluate import MEASURES
 from smartrag.exam import Exam
 from smartrag.experiments import ablation
 from smartrag.experiments.ablation import COMPOSED, ROWS, WARMUP, Outcome, row_run
-from smartrag.log import RunFolder, versions, write_whole
+from smartrag.files import write_whole
+from smartrag.log import RunFolder, versions
 from smartrag.origin import resolve
 from smartrag.types import Gate
 

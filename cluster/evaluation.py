@@ -14,7 +14,8 @@ from cluster.system import Inputs, System
 from cluster.trained import Trained, serve
 from smartrag.commands import Evaluation
 from smartrag.evaluation.compare import Comparison, compare
-from smartrag.log import versions, write_whole
+from smartrag.files import write_whole
+from smartrag.log import versions
 from smartrag.report import plot, terminal
 
 logger = logging.getLogger("smartrag")

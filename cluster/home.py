@@ -5,7 +5,7 @@ from pathlib import Path
 from cluster.system import BadInput
 from smartrag.compose import as_yaml, different, from_yaml
 from smartrag.config import Run
-from smartrag.log import new_folder
+from smartrag.files import new_folder
 
 # Where things are, what is shown, and how much is done at a time.
 _MAY_DIFFER = (

@@ -35,7 +35,8 @@ from smartrag.exits import TRIAL_FAILED
 from smartrag.experiments import frontier
 from smartrag.experiments.frontier import Outcome
 from smartrag.experiments.sweep import Plan, Trial
-from smartrag.log import RunFolder, write_whole
+from smartrag.files import write_whole
+from smartrag.log import RunFolder
 
 logger = logging.getLogger("smartrag")
 

@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from smartrag.files import write_whole
+
 logger = logging.getLogger("smartrag")
 
 BEAT_S = 2.0
@@ -92,9 +94,7 @@ class Lease:
                 self._write()
 
     def _write(self) -> None:
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self._told), encoding="utf-8")
-        os.replace(part, self._path)
+        write_whole(self._path, json.dumps(self._told))
 
 
 def newest(folder: Path) -> int:

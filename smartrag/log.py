@@ -6,9 +6,6 @@ runs/<name>/latest -> <id>
 """
 
 import json
-import os
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from smartrag.files import new_folder, write_whole
 from smartrag.lease import Lease
 from smartrag.tracking import Tracker
 
@@ -114,23 +112,6 @@ class RunFolder:
             self._tracker = None
         if self._lease is not None:
             self._lease.release()
-
-
-def new_folder(parent: Path) -> Path:
-    """A folder in `parent` named by the time and four random hex digits, with `latest` beside it pointing at it."""
-    folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    folder.mkdir(parents=True)
-    link = parent / f".latest-{folder.name}"
-    link.symlink_to(folder.name)
-    os.replace(link, parent / "latest")  # atomic: `latest` always points at something
-    return folder
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces the file atomically."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def run_and_checkpoint(path: Path) -> tuple[Path, Path | None]:

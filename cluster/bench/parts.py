@@ -12,7 +12,7 @@ from smartrag.commands import Bench
 from smartrag.compose import as_yaml
 from smartrag.config import Run
 from smartrag.experiments.bench import Figure, as_json, show
-from smartrag.log import new_folder, write_whole
+from smartrag.files import new_folder, write_whole
 from smartrag.origin import resolve
 
 logger = logging.getLogger("smartrag")

@@ -18,7 +18,7 @@ from smartrag.capacity.projection import POLICIES, Cell, project
 from smartrag.commands import Capacity
 from smartrag.compose import alone
 from smartrag.exits import BAD_INPUT
-from smartrag.log import new_folder, write_whole
+from smartrag.files import new_folder, write_whole
 from smartrag.report.plot import canvas
 
 _MAY_BE_0 = {

@@ -1,0 +1,23 @@
+"""Folders that are named by the time, and files that appear whole."""
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+
+def new_folder(parent: Path) -> Path:
+    """A folder in `parent` named by the time and four random hex digits, with `latest` beside it pointing at it."""
+    folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    folder.mkdir(parents=True)
+    link = parent / f".latest-{folder.name}"
+    link.symlink_to(folder.name)
+    os.replace(link, parent / "latest")  # atomic: `latest` always points at something
+    return folder
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces the file atomically."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
