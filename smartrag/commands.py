@@ -50,7 +50,7 @@ class Capacity:
     measured: list[str]  # folders of traced runs: service times are fitted to the first, and all are simulated
     out: str  # folder; capacity.json and capacity.png are made in it
     policies: list[str]  # of projection.POLICIES
-    gpus: list[int]
+    gpus: list[int]  # of each fleet, learner and engines together
     flops: float  # a second, of a GPU, dense
     memory: float  # bytes
     memory_bandwidth: float  # bytes a second
@@ -61,22 +61,22 @@ class Capacity:
     iteration_overhead_s: float  # of an engine, beside the GPU's work
     message_s: float  # between a generation and the next of its episode
     send_s: float  # of a question
-    step_overhead_s: float
-    push_overhead_s: float
+    step_overhead_s: float  # of the driver, between two steps
+    push_overhead_s: float  # of a push, beside its bytes
     search_s: float  # of one thread
     searches: list[float]  # share of episodes with 0, 1, 2, ... of them
     prompt_tokens: int  # template and question
     passage_tokens: int  # what a search brings
-    query_tokens: int
-    answer_tokens: int
+    query_tokens: int  # generated for a search
+    answer_tokens: int  # and for an answer
     episodes_per_gpu: int  # of a step
     most_episodes: int  # of a step, however many GPUs
     concurrency: int  # episodes of an engine
-    max_staleness: int
-    epochs: int
-    minibatches: int
+    max_staleness: int  # as train.max_staleness
+    epochs: int  # as algorithm.epochs
+    minibatches: int  # as algorithm.minibatches
     save_s: float  # that training stands still for
-    restart_s: float
+    restart_s: float  # of the learner group, after a failure
     gpu_mtbf_s: float  # of one GPU
 
 

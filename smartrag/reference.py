@@ -28,6 +28,7 @@ _SCRIPTS = {
     "ablate": commands.Ablation,
     "sweep": commands.Sweep,
     "bench": commands.Bench,
+    "capacity": commands.Capacity,
     "serve": commands.Serving,
 }
 _HEAD = """\
