@@ -4,11 +4,13 @@ runs/<name>/sweeps/<id>/           latest -> <id>
     config.yaml                    the run that the trials vary
     seed<S>/warm-up/<run>/         one warm-up a seed, from which all trials start
     seed<S>/<setting>_<value>/<run>/  run folders, one a trial
+                                   stopped.json in those that ASHA stopped
     frontier.json frontier.png     what came of it
     tune/                          Tune's own; error.txt of trials that failed
 
 Tune runs the warm-ups, then the trials, as many at a time as the cluster holds. What is done and what is begun, the run
-folders say: `Tuner.restore` would bring back Tune's own memory of it, which can only be older than they are.
+folders say: `Tuner.restore` would bring back Tune's own memory of it, which can only be older than they are. Nor does
+ASHA remember, in a sweep that is resumed, trials that ended before.
 
 Exit codes are those of `driver.py`, 7 where a warm-up or a trial failed and 130 where it was interrupted.
 """
@@ -23,6 +25,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Callback
+from ray.tune.schedulers import ASHAScheduler
 from tqdm import tqdm
 
 from cluster.algorithm import SmartRAGPPO
@@ -41,6 +44,7 @@ from smartrag.log import RunFolder
 logger = logging.getLogger("smartrag")
 
 INTERRUPTED = 130
+STOPPED = "stopped.json"
 
 
 class WarmUp(SmartRAGPPO):
@@ -71,7 +75,7 @@ def sweep(plan: Plan) -> int:
         print(frontier.as_text(told))
     for name, why in failed.items():
         logger.error("%s failed: %s", name, why)
-    missing = len(plan.trials) - len(told["points"])
+    missing = len(plan.trials) - len(told["points"]) - len(told["stopped"])
     if missing:
         logger.error("%d trials are not done; the same command with resume=%s goes on", missing, home)
     logger.info("all of it is in %s", home)
@@ -101,7 +105,8 @@ def _trials(plan: Plan, home: Path) -> Iterator[Run]:
     """Those that are not done and have a policy to start from."""
     for trial in plan.trials:
         policy = _policy(plan, home, trial.seed)
-        if _summary(plan, home, trial) is None and (policy is not None or not plan.base.warmup.steps):
+        ended = _summary(plan, home, trial) or _stopped(plan, home, trial)
+        if ended is None and (policy is not None or not plan.base.warmup.steps):
             yield plan.begun(home, trial, policy)
 
 
@@ -117,7 +122,13 @@ def _summary(plan: Plan, home: Path, trial: Trial) -> Path | None:
     return path.resolve() if path.is_file() else None
 
 
-def _fit(trainable: type[SmartRAGPPO], runs: Sequence[Run], plan: Plan, home: Path) -> dict[str, str]:
+def _stopped(plan: Plan, home: Path, trial: Trial) -> int | None:
+    """Steps of a trial that was stopped early."""
+    path = plan.place(home, trial.value, trial.seed) / "latest" / STOPPED
+    return json.loads(path.read_text(encoding="utf-8"))["step"] if path.is_file() else None
+
+
+def _fit(trainable: type[tune.Trainable], runs: Sequence[Run], plan: Plan, home: Path) -> dict[str, str]:
     """Runs them, as many at a time as fit, with frontier.json written after each. Returns why each that failed did."""
     if not runs:
         return {}
@@ -132,11 +143,30 @@ def _fit(trainable: type[SmartRAGPPO], runs: Sequence[Run], plan: Plan, home: Pa
         results = tune.Tuner(
             trainable,
             param_space={"run": tune.grid_search(list(runs))},
-            tune_config=tune.TuneConfig(trial_dirname_creator=lambda trial: trial.trial_id),
+            tune_config=tune.TuneConfig(
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                scheduler=None if trainable is WarmUp else _scheduler(plan),
+            ),
             run_config=tune.RunConfig(name="tune", storage_path=str(home), verbose=0, callbacks=[watch]),
         ).fit()
     errors = [results[i].error for i in range(len(results))]  # in the order of the runs
     return {_label(run): _reason(error) for run, error in zip(runs, errors, strict=False) if error is not None}
+
+
+def _scheduler(plan: Plan) -> ASHAScheduler | None:
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), if the sweep wants trials to be stopped."""
+    if plan.sweep.asha is None:
+        return None
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial's last result is its end, and no step
+    return ASHAScheduler(
+        time_attr="step",
+        metric=plan.sweep.asha,
+        mode="max",
+        grace_period=plan.sweep.grace,
+        max_t=plan.base.train.steps,
+        reduction_factor=2,
+        stop_last_trials=False,  # after its last step a trial is evaluated
+    )
 
 
 class _Progress(Callback):
@@ -154,9 +184,14 @@ class _Progress(Callback):
             )
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        run = trial.config["run"]
+        folder, step = Path(run.runs) / run.name / "latest", trial.last_result.get("step")
+        early = step is not None and not (folder / "summary.json").is_file()
+        if early:
+            write_whole(folder / STOPPED, json.dumps({"step": step}) + "\n")
         self._done()
         self._bar.update()
-        logger.info("%s is done", _label(trial.config["run"]))
+        logger.info("%s is %s", _label(run), f"behind, and stopped after {step} steps" if early else "done")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._bar.update()
@@ -183,7 +218,12 @@ def _report(plan: Plan, home: Path) -> dict[str, Any]:
             summary = json.loads(path.read_text(encoding="utf-8"))
             outcomes.append(Outcome(trial.value, trial.seed, str(path.parent), summary, columns))
     policies = {seed: str(p) for seed in plan.sweep.seeds if (p := _policy(plan, home, seed)) is not None}
-    told = frontier.as_json(plan.sweep.setting, outcomes, policies)
+    stopped = [
+        {"value": trial.value, "seed": trial.seed, "step": step}
+        for trial in plan.trials
+        if (step := _stopped(plan, home, trial)) is not None
+    ]
+    told = frontier.as_json(plan.sweep.setting, outcomes, policies, stopped)
     _write(home, told)
     return told
 

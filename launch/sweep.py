@@ -9,6 +9,7 @@ setting   any number of a run
 values    what it is set to
 seeds     each is one warm-up, from which all its trials start
 gates     an evaluation.json whose gates stand in the picture too; left out: that of a warm-up, where it has one
+asha      reward, em or f1: trials that fall behind by it are stopped, at `grace` steps, twice as many and so on
 SETTING   any setting of launch/train.py, for the warm-ups and all trials
 
 A table at the end; frontier.json, frontier.png and the runs are in runs/<name>/sweeps/<id>.

@@ -33,6 +33,8 @@ class Sweep:
     values: list[Any]  # what it is set to, as written
     seeds: list[int]  # every value is run with each
     gates: str | None  # an evaluation.json whose gates stand in the picture; null: that of a warm-up, if there is one
+    asha: str | None  # reward, em or f1: trials that fall behind others by it are stopped (ASHA); null: none is
+    grace: int  # steps that every trial has; at it, at twice as many and so on the worse half is stopped
 
 
 @dataclass(kw_only=True, slots=True)

@@ -162,6 +162,8 @@ COMMANDS = [
     ),
     line("words for values", "values=[a,b]", "values must be numbers, got 'a', 'b'", "sweep"),
     line("an open list", "values=[0", "values=[0: cannot be read", "sweep"),
+    line("behind by what", "asha=speed", "asha=speed: one of reward, em, f1 is due, or null", "sweep"),
+    line("no grace", "asha=em train.steps=5", "grace must be at least 1 and less than train.steps=5, got 10", "sweep"),
     line("no figures", "gates=/nowhere.json", "gates=/nowhere.json: ", "sweep"),
     line("nothing to measure", "only=[] repeats=0", "repeats must be between 1 and 1000, got 0", "bench"),
     line(

@@ -1,6 +1,7 @@
 """The frontier: what the policies of a sweep reach against what they retrieve, as JSON, a picture and a table.
 
-frontier.json   {"setting", "warmup": {seed: policy}, "points": [point], "curve": [point of all seeds]}
+frontier.json   {"setting", "warmup": {seed: policy}, "points": [point], "curve": [point of all seeds],
+                 "stopped": [{"value", "seed", "step"}]}
 point           {"value", "seed", "run", measure: {"mean", "low", "high"}, "before", "never", "always": {measure: ...}}
 
 A point is the policy after training, evaluated at its own value of the setting: rewards at different prices are in
@@ -39,9 +40,11 @@ class Outcome:
     columns: Mapping[str, np.ndarray]  # COLUMNS -> [n] values of the trained policy, one a test question, in one order
 
 
-def as_json(setting: str, outcomes: Sequence[Outcome], warmup: Mapping[int, str]) -> dict[str, Any]:
-    """frontier.json. `curve` holds the mean over the seeds of each question, with the interval over questions: the
-    seeds are these, the questions a sample."""
+def as_json(
+    setting: str, outcomes: Sequence[Outcome], warmup: Mapping[int, str], stopped: Sequence[Mapping[str, float]] = ()
+) -> dict[str, Any]:
+    """frontier.json. `stopped`: trials that ended early, and when. `curve` holds the mean over the seeds of each
+    question, with the interval over questions: the seeds are these, the questions a sample."""
     points = [
         {
             "value": o.value,
@@ -57,7 +60,8 @@ def as_json(setting: str, outcomes: Sequence[Outcome], warmup: Mapping[int, str]
         members = [o for o in outcomes if o.value == value]
         figures = {name: pooled([o.columns[name] for o in members]) for name in COLUMNS}
         curve.append({"value": value, "seeds": [o.seed for o in members], **figures})
-    return {"setting": setting, "warmup": {str(k): v for k, v in warmup.items()}, "points": points, "curve": curve}
+    policies = {str(seed): policy for seed, policy in warmup.items()}
+    return {"setting": setting, "warmup": policies, "points": points, "curve": curve, "stopped": [*stopped]}
 
 
 def gate_curves(path: Path) -> dict[str, list[dict[str, float]]]:
@@ -80,6 +84,8 @@ def as_text(frontier: Mapping[str, Any]) -> str:
     console = Console(width=126)
     with console.capture() as capture:
         console.print(table)
+        for at in frontier["stopped"]:
+            console.print(f"stopped after {at['step']} steps: {at['value']:g}, seed {at['seed']}")
         for system in OTHERS:
             found = [p[system] for p in frontier["points"] if system in p]
             if found:

@@ -14,6 +14,7 @@ from smartrag.compose import ConfigError
 from smartrag.config import Run
 
 WARMUP = "warm-up"
+BETTER = ("reward", "em", "f1")  # measures of a step of which more is better
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ def load(arguments: Sequence[str]) -> Plan:
     sweep, base, others = compose.load_beside(Sweep, "sweep.yaml", arguments)
     problems = [*_problems(sweep)]
     problems += [f"{a}: a sweep has several; write seeds=[...]" for a in arguments if a.startswith("seed=")]
+    if sweep.asha is not None and not 1 <= sweep.grace < base.train.steps:
+        problems.append(f"grace must be at least 1 and less than train.steps={base.train.steps}, got {sweep.grace}")
     refuse(problems)
     return Plan(sweep, base, tuple(_trials(sweep, others)))
 
@@ -89,6 +92,8 @@ def _problems(sweep: Sweep) -> Iterator[str]:
             yield f"{name} must hold one or more, each once, got [{','.join(map(str, given))}]"
     if wrong := [value for value in sweep.values if isinstance(value, bool) or not isinstance(value, int | float)]:
         yield f"values must be numbers, got {', '.join(map(repr, wrong))}"
+    if sweep.asha not in (None, *BETTER):
+        yield f"asha={sweep.asha}: one of {', '.join(BETTER)} is due, or null"
     if sweep.gates is not None:
         from smartrag.experiments.frontier import gate_curves  # brings scipy
 

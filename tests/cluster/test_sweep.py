@@ -5,22 +5,28 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 
+from cluster import sweep
 from cluster.home import find
 from cluster.system import BadInput
 from smartrag import ROOT
 from smartrag.compose import load
 from smartrag.evaluation.evaluate import MEASURES
+from smartrag.experiments.sweep import load as load_sweep
+from smartrag.log import RunFolder
 from tests.processes import kill, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = (
-    *("+experiment=quickstart", "train.steps=1", "train.episodes=16", "warmup.steps=2", "warmup.batch=8"),
+    *("+experiment=quickstart", "train.steps=2", "train.episodes=16", "warmup.steps=2", "warmup.batch=8"),
     *("warmup.self_knowledge=0", "data.train_questions=100", "data.dev_questions=8", "data.test_questions=16"),
-    *("log.wandb=disabled", "log.progress=false", "seeds=[0]"),
+    *("log.wandb=disabled", "log.progress=false", "seeds=[0]", "asha=em", "grace=1"),
 )
 # A millionth of the passages is none: that trial fails once it looks at its inputs.
 SHARES = ("setting=retriever.corpus_share", "values=[1.0,0.000001]")
@@ -43,7 +49,7 @@ def test_a_sweep_of_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     begun = ["+experiment=quickstart", f"runs={tmp_path}"]
     home = find(load(begun), "sweep")
     with pytest.raises(BadInput, match=r"is a sweep of a run with other train\.steps; see its config\.yaml"):
-        find(load([*begun, "train.steps=2", "resume=latest"]), "sweep")
+        find(load([*begun, "train.steps=3", "resume=latest"]), "sweep")
     assert find(load([*begun, "retriever.remember=0", "resume=latest"]), "sweep") == home
 
 
@@ -66,6 +72,35 @@ def test_a_sweep_survives_its_driver(tmp_path: Path) -> None:
     assert os.readlink(_of(home, TRIAL)) == begun, "a trial that is begun goes on where it was"
 
 
+def test_trials_that_fall_behind_are_stopped_and_not_begun_again(tmp_path: Path) -> None:
+    """Rewards 3, 1, 2 and 4, one trial after the other; rungs at 2, 4 and 8 steps. The first has nobody before it; the
+    second is below the median (3) at 2 steps; the third reaches that of 3 and 1, and is below 3 at 4 steps."""
+    words = ["setting=reward.retrieval", "values=[0,-0.1,-0.2,-0.4]", "seeds=[0]", "asha=reward", "grace=2"]
+    plan = load_sweep([*words, "+experiment=quickstart", "train.steps=9", "warmup.steps=0", f"runs={tmp_path}"])
+    home = find(plan.base, "sweep")
+    scheduler, watch = sweep._scheduler(plan), sweep._Progress(tqdm(disable=True), lambda: None)
+    assert scheduler is not None
+    controller: Any = None
+    for run, reward in zip(list(sweep._trials(plan, home)), (3, 1, 2, 4), strict=True):
+        folder = RunFolder.create(run.runs, run.name)
+        trial: Any = SimpleNamespace(trial_id=run.name, config={"run": run}, last_result={}, stopping_criterion={})
+        scheduler.on_trial_add(controller, trial)
+        for step in range(1, 10):
+            trial.last_result = {"step": step, "reward": reward}
+            if scheduler.on_trial_result(controller, trial, trial.last_result) == scheduler.STOP:
+                break
+        else:
+            question = {"id": "q", "reward": 1.0, "em": 1.0, "f1": 1.0, "retrievals_per_question": 0.0}
+            folder.write("evaluation-after.jsonl", json.dumps(question) + "\n")
+            folder.write("summary.json", json.dumps({"after": {}}))
+        scheduler.on_trial_complete(controller, trial, trial.last_result)
+        watch.on_trial_complete(0, [], trial)
+    told = sweep._report(plan, home)
+    assert [point["value"] for point in told["points"]] == [0, -0.4]
+    assert told["stopped"] == [{"value": -0.1, "seed": 0, "step": 2}, {"value": -0.2, "seed": 0, "step": 4}]
+    assert list(sweep._trials(plan, home)) == [], "a sweep that is resumed leaves them alone"
+
+
 def _of(home: Path, name: str) -> Path:
     """The newest run of a warm-up or a trial."""
     return home / "seed0" / name / "latest"
@@ -83,7 +118,7 @@ def _check(folder: Path, code: int) -> None:
     assert "1 trials are not done; the same command with resume=" in said
     assert "after training, by retriever.corpus_share" in said
     trial = _of(home, TRIAL)
-    assert [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()] == [1]
+    assert [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     assert {"config.yaml", "curves.png", "summary.json", "evaluation-always.jsonl"} <= {p.name for p in trial.iterdir()}
     assert "progress: false" in (trial / "config.yaml").read_text()
     policy = str((_of(home, "warm-up") / "checkpoints/step_00000000/policy").resolve())
