@@ -7,9 +7,9 @@ from smartrag.compose import as_yaml, different, from_yaml
 from smartrag.config import Run
 from smartrag.files import new_folder
 
-# Where things are, what is shown, and how much is done at a time.
+# Where things are, what is shown and looked after, and how much is done at a time.
 _MAY_DIFFER = (
-    *("resume", "runs", "cache", "cluster.", "log."),
+    *("resume", "runs", "cache", "cluster.", "log.", "learner.check_every"),
     *(f"retriever.{name}" for name in ("replicas", "threads", "cpus", "heap", "max_batch", "batch_wait_ms")),
     *(f"retriever.{name}" for name in ("timeout_s", "attempts", "remember")),
 )

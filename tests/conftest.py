@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests import fault_table
 from tests.chat_server import Server
+
+settings.register_profile("smartrag", deadline=None)  # machines are busy and slow at times
+settings.load_profile("smartrag")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("fault"):
             item.add_marker(pytest.mark.chaos)
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

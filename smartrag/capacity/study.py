@@ -114,7 +114,7 @@ def _draw(cells: Sequence[Cell], path: Path) -> None:
     figure, axes = canvas(1, 3, size=(15, 4.5))
     panels = (
         ("episodes a second and GPU, of the smallest fleet's", lambda cell, first: _rate(cell) / _rate(first)),
-        ("share of the time that engines are busy", lambda cell, _: cell.outcome.engines_busy),
+        ("share of the time that the learner is busy", lambda cell, _: cell.outcome.learner_busy),
         ("search threads for each GPU of an engine", lambda cell, _: cell.threads_per_engine_gpu),
     )
     for axis, (title, value) in zip(axes.flat, panels, strict=True):
@@ -122,6 +122,8 @@ def _draw(cells: Sequence[Cell], path: Path) -> None:
             own = [cell for cell in cells if cell.policy == name]
             axis.plot([cell.gpus for cell in own], [value(cell, own[0]) for cell in own], marker="o", label=name)
         axis.set_xscale("log", base=2)
+        sizes = sorted({cell.gpus for cell in cells})
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.set(title=title, xlabel="GPUs")
         axis.set_ylim(bottom=0)
     axes.flat[0].legend(title="policy")

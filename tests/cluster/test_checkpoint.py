@@ -50,7 +50,7 @@ def test_the_newest_by_number_and_only_as_many_as_wanted(store: Checkpoints) -> 
 
 
 @pytest.mark.fault("T6", "checkpoints come and go in any order")
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.integers(0, 30), min_size=1, max_size=8), keep=st.integers(1, 4))
 def test_the_last_published_is_the_one_that_loads(tmp_path: Path, steps: list[int], keep: int) -> None:
     shutil.rmtree(tmp_path / "c", ignore_errors=True)

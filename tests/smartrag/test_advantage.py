@@ -123,7 +123,7 @@ def test_the_value_of_a_choice_is_that_before_the_token() -> None:
 numbers = st.floats(-3, 3, width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.lists(st.tuples(st.booleans(), numbers, numbers), min_size=2, max_size=30).filter(
         lambda ts: any(t[0] for t in ts[1:])
@@ -146,7 +146,7 @@ def test_equals_gae_of_the_compressed_sequence(
     assert not r[~mask].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.booleans(), numbers), min_size=1, max_size=20))
 def test_undiscounted_advantage_of_the_first_choice_is_the_sum_of_rewards(tokens: list[tuple[bool, float]]) -> None:
     mask = torch.tensor([[False, *(t[0] for t in tokens), True]])

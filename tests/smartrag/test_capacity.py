@@ -80,7 +80,7 @@ def test_a_push_stops_the_engines() -> None:
     assert simulate(times, replace(ONE, max_staleness=1), once, steps=4).step_s == pytest.approx(4.0 + 2.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     turns=st.lists(
         st.builds(Generation, st.integers(0, 50), st.integers(1, 20), st.booleans()), min_size=1, max_size=3

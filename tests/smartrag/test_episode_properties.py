@@ -141,7 +141,7 @@ def trained(trajectory: Trajectory, name: str) -> list[float]:
     return [x for x, chosen in zip(getattr(trajectory, name), trajectory.mask, strict=True) if chosen]
 
 
-many = settings(max_examples=50, deadline=None)
+many = settings(max_examples=50)
 
 
 @many

@@ -43,7 +43,7 @@ def test_one_set_is_asked_in_the_order_that_a_seed_has_always_meant() -> None:
     assert {(r.quota, r.k) for plan in steps for r in plan} == {(2, 4)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**31 - 1),
     count=st.integers(1, 200),

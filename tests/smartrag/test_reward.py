@@ -56,7 +56,7 @@ EPISODES = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(EPISODES, st.floats(-2, 2), st.floats(0, 2), st.booleans())
 def test_costs_sit_on_the_searches_and_the_sum_is_the_episodes_reward(
     episode: Episode, score: float, price: float, gate: bool
@@ -94,7 +94,7 @@ def test_the_same_answer_to_every_question_agrees_with_everybody_and_earns_nothi
     assert agreement(["unknown"] * 12, samples=4) == [0.0] * 12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from("ab"), min_size=6, max_size=6), st.sampled_from([2, 3]))
 def test_answers_that_do_not_depend_on_the_question_earn_nothing_on_average(votes: list[str], samples: int) -> None:
     """Over all orders of the same votes, each order as likely as any other."""

@@ -19,7 +19,7 @@ from tests import toys
 
 DECISION, QUERY, ANSWER = Role
 PROMPTS = {tags: Prompt(toys.tokenizer(tags=tags), "", Budget(400, 40, 60)) for tags in (True, False)}
-many = settings(max_examples=300, deadline=None)
+many = settings(max_examples=300)
 
 
 def encode(prompt: Prompt, text: str) -> list[int]:

@@ -133,7 +133,7 @@ def test_a_cut_at_any_token_makes_no_control_string(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mixtures_around_control_strings_stay_text(name: str, data: st.DataObject) -> None:
     pieces = st.sampled_from([d for string in strings(name) for d in disguises(string)])
