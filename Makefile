@@ -25,7 +25,7 @@ TRIALS ?= 20
 chaos: $(READY)  ## every fault that is tested for, with TRIALS times as many seeds, and the table of what came of it
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "chaos and not gpu" --trials $(TRIALS)
 
-bench: $(READY)  ## each part beside the limit of what it is built on (5 minutes); RUN= as for doctor
+bench: $(READY)  ## each part beside the limit of what it is built on (10 minutes); RUN= as for doctor
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/bench.py $(RUN)
 
 RUN ?= +experiment=quickstart

@@ -64,20 +64,15 @@ def plan(sizes: Sequence[int], budget: int, chosen: Sequence[int] | None = None)
     """Micro-batches of rows of trajectories, for `pack`. Each micro-batch's tokens, rows x longest row, stay within
     `budget`; a trajectory above it stands alone. `sizes`: tokens of each trajectory; `chosen`: which are wanted.
 
-    Rows are as long as the longest trajectory and filled first-fit, the longest first (Johnson 1973: at most 11/9 of
-    the fewest rows, and 6/9 of one). Example: plan([5, 2, 9, 3], budget=18) -> [[[2], [0, 3]], [[1]]].
+    Rows are filled first-fit, the longest trajectory first (Johnson 1973: at most 11/9 of the fewest rows, and 6/9 of
+    one), and as wide as leaves least padding: at least the longest trajectory and at most half as much again, as in
+    MULTIFIT (Coffman, Garey & Johnson 1978). Example: plan([5, 2, 9, 3], budget=20) -> [[[0, 3, 1], [2]]].
     """
     order = sorted(range(len(sizes)) if chosen is None else chosen, key=lambda i: (-sizes[i], i))
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i in order:
-        fits = next((r for r, free in enumerate(room) if free >= sizes[i]), None)
-        if fits is None:
-            rows.append([i])
-            room.append(sizes[order[0]] - sizes[i])
-        else:
-            rows[fits].append(i)
-            room[fits] -= sizes[i]
+    longest = sizes[order[0]] if order else 0
+    widths = {longest + longest * i // 16 for i in range(9)}
+    tried = [_first_fit(sizes, order, width) for width in sorted(widths) if width <= max(longest, budget)]
+    rows = min(tried, key=lambda rows: len(rows) * max((sum(sizes[i] for i in row) for row in rows), default=0))
     tokens = [sum(sizes[i] for i in row) for row in rows]
     micro_batches: list[list[list[int]]] = []
     width = 0
@@ -88,6 +83,20 @@ def plan(sizes: Sequence[int], budget: int, chosen: Sequence[int] | None = None)
             micro_batches.append([row])
             width = n
     return micro_batches
+
+
+def _first_fit(sizes: Sequence[int], order: Sequence[int], width: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in order:
+        fits = next((r for r, free in enumerate(room) if free >= sizes[i]), None)
+        if fits is None:
+            rows.append([i])
+            room.append(width - sizes[i])
+        else:
+            rows[fits].append(i)
+            room[fits] -= sizes[i]
+    return rows
 
 
 def computed_tokens(sizes: Sequence[int], micro_batches: Sequence[Sequence[Sequence[int]]]) -> int:

@@ -86,7 +86,7 @@ def _show_measured(measured: Sequence[Measured], outcomes: Sequence[Outcome]) ->
     for m, o in zip(measured, outcomes, strict=True):
         off = o.step_s / m.step_s - 1
         told = (f"{m.step_s:.2f}", f"{o.step_s:.2f}", f"{off:+.1%}", f"{m.rollout_s:.2f}", f"{o.rollout_s:.2f}")
-        table.add_row(Path(m.name).name, str(m.layout.episodes), str(m.layout.max_staleness), *told)
+        table.add_row("/".join(Path(m.name).parts[-2:]), str(m.layout.episodes), str(m.layout.max_staleness), *told)
     Console().print(table)
 
 

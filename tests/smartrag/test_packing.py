@@ -13,11 +13,13 @@ from tests import tiny
 
 
 def test_a_plan_by_hand() -> None:
-    # Rows of 9: [9], [5, 3], and 2 fits behind neither 9 nor 5 + 3 = 8.
-    assert plan([5, 2, 9, 3], budget=18) == [[[2], [0, 3]], [[1]]]
-    assert plan([5, 2, 9, 3], budget=17) == [[[2]], [[0, 3], [1]]]
-    assert plan([5, 2, 9, 3], budget=10, chosen=[1, 3]) == [[[3], [1]]]
+    # Rows of 9: [9], [5, 3], [2]: 27 tokens. Rows of 10: [5, 3, 2] and [9]: 20. Wider ones leave as many or more.
+    assert plan([5, 2, 9, 3], budget=20) == [[[0, 3, 1], [2]]]
+    assert plan([5, 2, 9, 3], budget=19) == [[[0, 3, 1]], [[2]]], "two rows of 10 are too many tokens"
+    assert plan([5, 2, 9, 3], budget=9) == [[[2]], [[0, 3]], [[1]]], "no row is wider than the budget"
+    assert plan([5, 2, 9, 3], budget=10, chosen=[1, 3]) == [[[3], [1]]], "2 does not fit beside 3 in half again as much"
     assert computed_tokens([5, 2, 9, 3], [[[2], [0, 3]], [[1]]]) == 2 * 9 + 2
+    assert plan([], budget=9) == []
 
 
 @given(st.lists(st.integers(2, 50), min_size=1, max_size=60), st.integers(2, 200))
@@ -26,7 +28,7 @@ def test_a_plan_holds_every_trajectory_once_and_keeps_the_budget(sizes: list[int
     assert sorted(i for part in parts for row in part for i in row) == list(range(len(sizes)))
     for part in parts:
         widths = [sum(sizes[i] for i in row) for row in part]
-        assert max(widths) <= max(sizes)
+        assert max(widths) <= max(*sizes, min(budget, 1.5 * max(sizes)))
         assert len(part) == 1 or len(part) * max(widths) <= budget
 
 
