@@ -96,10 +96,12 @@ def _spans(trace: Path) -> list[tuple[int, Span]]:
     """(step, span) in the order of the steps. What a resumed run did again counts as it was the last time."""
     spans: dict[tuple[str, int], tuple[int, Span]] = {}
     for line in trace.read_text(encoding="utf-8").splitlines()[1:]:
-        event = json.loads(line.removesuffix(","))
-        if event["pid"] != ROLLOUT or event["ph"] != "X":
+        event = json.loads(line.removesuffix(",")) if line.endswith(",") else {}  # cut short where a run was killed
+        if event.get("pid") != ROLLOUT or event["ph"] != "X":
             continue
         told, seconds = event["args"], event["dur"] / 1e6
+        if "prompt" not in told:
+            raise Unusable(f"{trace} does not say how long prompts were: an older version wrote it; train again")
         key = told["episode"], told["turn"]
         if event["name"] == "generate":
             turn = Generation(told["prompt"], told["tokens"], searches=False)

@@ -12,7 +12,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from smartrag.arguments import refuse
-from smartrag.capacity.fit import Measured, Unusable, fit, read
+from smartrag.capacity.fit import Measured, fit, read
 from smartrag.capacity.pipeline import Outcome, Services, simulate
 from smartrag.capacity.projection import POLICIES, Cell, project
 from smartrag.commands import Capacity
@@ -49,7 +49,7 @@ def run(asked: Capacity) -> int:
     """Prints the table, writes capacity.json (and capacity.png) and returns the exit code."""
     try:
         measured = [read(Path(folder)) for folder in asked.measured]
-    except (Unusable, OSError) as error:
+    except (ValueError, OSError) as error:  # Unusable, or no run at all
         print(error, file=sys.stderr)
         return BAD_INPUT
     home = new_folder(Path(asked.out).expanduser().resolve())
@@ -62,8 +62,12 @@ def run(asked: Capacity) -> int:
         grid = [(name, gpus) for name in asked.policies for gpus in asked.gpus]
         cells = [project(name, gpus, asked) for name, gpus in tqdm(grid, desc="simulating", unit="fleet")]
         fitting = [cell for cell in cells if cell is not None]
-        _show_cells(fitting)
-        _draw(fitting, home / "capacity.png")
+        if fitting:
+            _show_cells(fitting)
+            _draw(fitting, home / "capacity.png")
+        for (name, gpus), cell in zip(grid, cells, strict=True):
+            if cell is None:
+                print(f"{name} does not fit {gpus} GPUs of {asked.memory / 1e9:g} GB")
         found = {"assumed": asdict(asked), "cells": [asdict(cell) for cell in fitting]}
     write_whole(home / "capacity.json", json.dumps(found, indent=2) + "\n")
     print(f"all of it is in {home}")

@@ -17,6 +17,7 @@ from smartrag.capacity.study import load, run
 from smartrag.commands import Capacity
 from smartrag.compose import as_yaml
 from smartrag.compose import load as load_run
+from smartrag.exits import BAD_INPUT
 from smartrag.trace import DRIVER, ROLLOUT
 
 NOTHING = Services(0, 1e-12, 0, 0, 0, 0, 0, 0, 0, 0, 0)  # an iteration takes some time
@@ -138,7 +139,10 @@ def traced(folder: Path, truth: Services, *, steps: int = 6, staleness: int = 0)
 
 def test_the_fit_finds_the_times_that_made_the_spans(tmp_path: Path) -> None:
     truth = Services(0, 0.03, 0.0, 0.2, 0.001, 0.4, 0.1, 2.0, 0.005, 0.25, 0)
-    found = fit(read(traced(tmp_path / "run", truth)))
+    folder = traced(tmp_path / "run", truth)
+    with (folder / "trace.json").open("a") as trace:
+        trace.write('{"name": "genera')  # it was killed
+    found = fit(read(folder))
     assert found.iteration_s + found.sequence_s == pytest.approx(0.03, rel=1e-6)  # with one sequence, they are one
     assert found.prompt_s == pytest.approx(0.2, rel=1e-6)
     assert found.prompt_token_s == pytest.approx(0.001, rel=1e-6)
@@ -150,6 +154,10 @@ def test_the_fit_finds_the_times_that_made_the_spans(tmp_path: Path) -> None:
 def test_what_cannot_be_fitted_is_refused(tmp_path: Path) -> None:
     run = traced(tmp_path / "run", NOTHING, steps=3)
     with pytest.raises(Unusable, match=r"has 3 steps in metrics\.jsonl and 3 in trace\.json.*at least 4"):
+        read(run)
+    trace = (run / "trace.json").read_text()
+    (run / "trace.json").write_text(trace.replace('"prompt"', '"prompts"'))
+    with pytest.raises(Unusable, match="an older version wrote it"):
         read(run)
     (run / "trace.json").unlink()
     with pytest.raises(Unusable, match=r"no trace\.json; train with log\.trace=true"):
@@ -185,9 +193,11 @@ def test_checkpoints_as_often_as_loses_least() -> None:
 
 
 def test_the_command_leaves_a_table_figures_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["policies=[0.5B]", "gpus=[2,4]", "episodes_per_gpu=4", f"out={tmp_path}"]
+    words = ["policies=[0.5B,32B]", "gpus=[2,4]", "episodes_per_gpu=4", f"out={tmp_path}"]
     assert run(load(words)) == 0
-    assert "0.5B" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0.5B" in said
+    assert "32B does not fit 4 GPUs of 80 GB" in said
     told = json.loads((tmp_path / "latest" / "capacity.json").read_text())
     assert [cell["gpus"] for cell in told["cells"]] == [2, 4]
     assert (tmp_path / "latest" / "capacity.png").stat().st_size > 10_000
@@ -196,6 +206,8 @@ def test_the_command_leaves_a_table_figures_and_a_picture(tmp_path: Path, capsys
     told = json.loads((tmp_path / "m" / "latest" / "capacity.json").read_text())
     assert [one["run"] for one in told["runs"]] == runs
     assert told["services"]["push_s"] == 0.2
+    assert run(load([f"measured=[{tmp_path}/nowhere]", f"out={tmp_path}/m"])) == BAD_INPUT
+    assert "nowhere has no trace.json" in capsys.readouterr().err
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
