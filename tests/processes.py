@@ -1,8 +1,10 @@
 """Drivers that a test waits for or kills, and what they leave."""
 
+import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -26,6 +28,17 @@ def kill(driver: subprocess.Popen[bytes]) -> None:
     driver.wait()
     _, left = psutil.wait_procs(ours, timeout=60)
     assert not left, f"the killed driver left {left}"
+
+
+def titled(ancestor: psutil.Process) -> dict[str, list[psutil.Process]]:
+    """Descendants by what they call themselves: a worker of Ray's after its actor's class, ray::LearnerRank.update, an
+    engine of vLLM's VLLM::EngineCore."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in ancestor.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended, perhaps this very moment
+            if match := re.match(r"\w+::(\w+)", (process.cmdline() or [""])[0]):
+                found.setdefault(match[1], []).append(process)
+    return found
 
 
 def _is_agent(process: psutil.Process) -> bool:

@@ -25,7 +25,7 @@ from smartrag.evaluation.evaluate import MEASURES
 from smartrag.ledger import problems
 from tests.fault_table import Row
 from tests.own_files import write_csv, write_package
-from tests.processes import kill, until
+from tests.processes import kill, titled, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
 
@@ -65,19 +65,6 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _actors(driver: subprocess.Popen[bytes]) -> dict[str, list[psutil.Process]]:
-    """Ray names a worker's process after its actor's class."""
-    found: dict[str, list[psutil.Process]] = {}
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        try:
-            title = process.cmdline()[0] if process.cmdline() else ""
-        except psutil.Error:
-            continue
-        if title.startswith("ray::"):
-            found.setdefault(title.removeprefix("ray::").split(".")[0].split(":")[0], []).append(process)
-    return found
-
-
 def _kill_all(processes: list[psutil.Process]) -> None:
     assert processes
     for process in processes:
@@ -90,7 +77,7 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, r
     driver = _start(tmp_path, *EXACT)
     try:
         until(lambda: len(_rows(tmp_path)) >= 1, driver, log)
-        actors = _actors(driver)
+        actors = titled(psutil.Process(driver.pid))
         assert len(actors["LearnerRank"]) == 2
         assert len(actors["RolloutWorker"]) == 1
         assert len(actors["RetrievalReplica"]) == 1

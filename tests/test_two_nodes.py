@@ -17,7 +17,7 @@ from cluster.local_ray import LocalRay
 from smartrag import ROOT
 from smartrag.ledger import problems
 from tests.fault_table import Row
-from tests.processes import until
+from tests.processes import titled, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
@@ -72,13 +72,8 @@ def where(nodes: dict[str, subprocess.Popen[bytes]]) -> dict[str, list[str]]:
     """Name of an actor's class -> addresses of the nodes that hold one, in their order."""
     found: dict[str, list[str]] = {}
     for ip, started in nodes.items():
-        for process in psutil.Process(started.pid).children(recursive=True):
-            try:
-                title = (process.cmdline() or [""])[0]
-            except psutil.Error:
-                continue
-            if title.startswith("ray::"):
-                found.setdefault(title.removeprefix("ray::").split(".")[0].split(":")[0], []).append(ip)
+        for name, processes in titled(psutil.Process(started.pid)).items():
+            found.setdefault(name, []).extend([ip] * len(processes))
     return found
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from smartrag.evaluation.evaluate import MEASURES
 from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME
 from smartrag.experiments.ablation import load
 from smartrag.log import COLUMNS, RunFolder
+from tests.processes import titled
 
 
 def _evaluate(folder: RunFolder, name: str) -> dict[str, Any]:
@@ -118,16 +118,6 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path, driver: Driver, capsys:
     assert "other warmup.steps, train.steps;" in capsys.readouterr().err
 
 
-def _family(*titles: str) -> list[psutil.Process]:
-    """Our descendants by what their command lines begin with; Ray and vLLM name processes after what they are."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has ended, perhaps this very moment
-            if (process.cmdline() or [""])[0].startswith(titles):
-                found.append(process)
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
@@ -151,6 +141,8 @@ def test_frozen_roles_through_the_real_machines_and_nothing_left_behind(tmp_path
     assert row["engine_gap_max"] < 1e-2
     assert row["policy_tokens"] < row["generated_tokens"] / 2  # the tags
     assert row["untrained_episodes"] == 0
-    assert not _family("VLLM"), "an engine would hold on to memory that the next run needs"
-    _, left = psutil.wait_procs(_family("ray::RolloutWorker", "ray::LearnerRank", "ray::RetrievalReplica"), timeout=30)
-    assert not left
+    left = titled(psutil.Process())
+    assert "EngineCore" not in left, "an engine would hold on to memory that the next run needs"
+    ours = [process for name in ("RolloutWorker", "LearnerRank", "RetrievalReplica") for process in left.get(name, [])]
+    _, lasting = psutil.wait_procs(ours, timeout=30)
+    assert not lasting
