@@ -1,4 +1,4 @@
-"""Folders that are named by the time, and files that appear whole."""
+"""Folders that are named by the time, files that appear whole, and what is whole of those that grow line by line."""
 
 import os
 import secrets
@@ -21,3 +21,11 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Whole lines with their ends; the last may be cut short, by a driver that was killed or a disk that was full.
+
+    JSON may hold characters at which str.splitlines would cut, U+2028 among them."""
+    with path.open("rb") as file:
+        return [line.decode("utf-8") for line in file if line.endswith(b"\n")]

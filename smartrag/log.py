@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smartrag.files import new_folder, write_whole
+from smartrag.files import new_folder, whole_lines, write_whole
 from smartrag.lease import Lease
 from smartrag.tracking import Tracker
 
@@ -82,19 +82,19 @@ class RunFolder:
 
     def evaluation(self, name: str) -> dict[str, np.ndarray]:
         """COLUMNS of evaluation-<name>.jsonl, [n] each, in the order of the questions."""
-        rows = [json.loads(line) for line in _lines(self.folder / f"evaluation-{name}.jsonl")]
+        rows = [json.loads(line) for line in whole_lines(self.folder / f"evaluation-{name}.jsonl")]
         return {column: np.array([row[column] for row in rows]) for column in COLUMNS}
 
     def rows(self) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in _lines(path)] if path.exists() else []
+        return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
 
     def rewind(self, step: int) -> None:
         """Drops the rows of steps that a resumed run will do again, so that every step stands once."""
         for name in ("metrics.jsonl", "episodes.jsonl", "ledger.jsonl"):
             path = self.folder / name
             if path.exists():
-                self.write(name, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))
+                self.write(name, "".join(line for line in whole_lines(path) if json.loads(line)["step"] <= step))
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         self.check_held()
@@ -129,11 +129,3 @@ def versions() -> dict[str, str]:
         except ModuleNotFoundError:  # PackageNotFoundError is one
             continue
     return found
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines with their ends; the last may be cut short, by a driver that was killed or a disk that was full.
-
-    JSON may hold characters at which str.splitlines would cut, U+2028 among them."""
-    with path.open("rb") as file:
-        return [line.decode("utf-8") for line in file if line.endswith(b"\n")]

@@ -69,10 +69,12 @@ def plan(sizes: Sequence[int], budget: int, chosen: Sequence[int] | None = None)
     MULTIFIT (Coffman, Garey & Johnson 1978). Example: plan([5, 2, 9, 3], budget=20) -> [[[0, 3, 1], [2]]].
     """
     order = sorted(range(len(sizes)) if chosen is None else chosen, key=lambda i: (-sizes[i], i))
-    longest = sizes[order[0]] if order else 0
+    if not order:
+        return []
+    longest = sizes[order[0]]
     widths = {longest + longest * i // 16 for i in range(9)}
     tried = [_first_fit(sizes, order, width) for width in sorted(widths) if width <= max(longest, budget)]
-    rows = min(tried, key=lambda rows: len(rows) * max((sum(sizes[i] for i in row) for row in rows), default=0))
+    rows = min(tried, key=lambda rows: computed_tokens(sizes, [rows]))
     tokens = [sum(sizes[i] for i in row) for row in rows]
     micro_batches: list[list[list[int]]] = []
     width = 0

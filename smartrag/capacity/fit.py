@@ -19,6 +19,7 @@ from scipy.optimize import nnls
 from smartrag.capacity.pipeline import Generation, Layout, Services
 from smartrag.compose import from_yaml
 from smartrag.config import Run
+from smartrag.files import whole_lines
 from smartrag.trace import ROLLOUT
 
 _LEAST_STEPS = 4  # the first is left out: engines, JIT compilers and caches are cold
@@ -70,7 +71,7 @@ def read(folder: Path) -> Measured:
     if not (folder / "trace.json").exists():
         raise Unusable(f"{folder} has no trace.json; train with log.trace=true")
     run = from_yaml(folder / "config.yaml")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in whole_lines(folder / "metrics.jsonl")]
     steps = [list(some) for _, some in groupby(_spans(folder / "trace.json"), lambda pair: pair[0])]
     if len(steps) != len(rows) or len(rows) < _LEAST_STEPS:
         raise Unusable(
@@ -95,9 +96,9 @@ def _layout(run: Run) -> Layout:
 def _spans(trace: Path) -> list[tuple[int, Span]]:
     """(step, span) in the order of the steps. What a resumed run did again counts as it was the last time."""
     spans: dict[tuple[str, int], tuple[int, Span]] = {}
-    for line in trace.read_text(encoding="utf-8").splitlines()[1:]:
-        event = json.loads(line.removesuffix(",")) if line.endswith(",") else {}  # cut short where a run was killed
-        if event.get("pid") != ROLLOUT or event["ph"] != "X":
+    for line in whole_lines(trace)[1:]:
+        event = json.loads(line.removesuffix(",\n"))
+        if event["pid"] != ROLLOUT or event["ph"] != "X":
             continue
         told, seconds = event["args"], event["dur"] / 1e6
         if "prompt" not in told:
@@ -121,7 +122,7 @@ def _by_episode(spans: Sequence[Span]) -> dict[str, list[Span]]:
 
 def fit(measured: Measured) -> Services:
     iteration_s, sequence_s, prompt_s, prompt_token_s = _engine(measured)
-    search_s, passage_s = _search(measured)
+    search_s, message_s = _search(measured)
     tokens = [sum(span.turn.prompt + span.turn.tokens for span in step) for step in measured.steps]
     update_s, token_s = _nonnegative(
         [[1.0, n] for n in tokens], [row["seconds_update"] + row["seconds_feedback"] for row in measured.rows]
@@ -135,7 +136,7 @@ def fit(measured: Measured) -> Services:
         prompt_s=prompt_s,
         prompt_token_s=prompt_token_s,
         search_s=search_s,
-        message_s=passage_s,
+        message_s=message_s,
         update_s=update_s,
         token_s=token_s,
         push_s=median(row["push/seconds"] for row in measured.rows),

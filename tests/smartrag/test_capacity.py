@@ -120,6 +120,7 @@ def traced(folder: Path, truth: Services, *, steps: int = 6, staleness: int = 0)
                     "turn": turn,
                     "prompt": prompt,
                     "tokens": generated,
+                    "query": "two\u2028lines",  # which are one of the file
                 }
                 span = {"ph": "X", "pid": ROLLOUT, "tid": 0, "args": told}
                 events.append(span | {"name": "generate", "ts": now * 1e6, "dur": took * 1e6})
@@ -132,7 +133,9 @@ def traced(folder: Path, truth: Services, *, steps: int = 6, staleness: int = 0)
         times = {"seconds_rollout": 9.0, "seconds_waiting": 9.0, "seconds_update": update, "seconds_feedback": 0.0}
         rows.append({"step": step, **times, "push/seconds": truth.push_s, "seconds_step": 9.0 + update + truth.push_s})
     events.insert(3, {"ph": "X", "pid": DRIVER, "tid": 0, "name": "push", "ts": 0, "dur": 1})
-    (folder / "trace.json").write_text("[\n" + "".join(json.dumps(event) + ",\n" for event in events))
+    (folder / "trace.json").write_text(
+        "[\n" + "".join(json.dumps(event, ensure_ascii=False) + ",\n" for event in events)
+    )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
