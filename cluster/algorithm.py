@@ -17,6 +17,7 @@ from ray.tune import PlacementGroupFactory
 from cluster import resume
 from cluster.checkpoint import Checkpoints, Damaged
 from cluster.learner import LearnerLost
+from cluster.mirror import Mirror
 from cluster.placement import bundles
 from cluster.system import BadInput, System, inputs
 from smartrag.compose import as_yaml
@@ -51,6 +52,7 @@ class SmartRAGPPO(Algorithm):
     training: Training
     folder: RunFolder
     _system: System | None = None
+    _mirror: Mirror | None = None  # where `train.mirror` is set
     _furthest = -1  # most steps that were done when the learner was lost
     _restarts = 0  # of the learner since then
 
@@ -66,11 +68,10 @@ class SmartRAGPPO(Algorithm):
     def setup(self, config: AlgorithmConfig) -> None:  # type: ignore[override]  # RLlib itself narrows it so
         """Warm-up and evaluation before PPO, or resume. RLlib's own set-up would build gym environments."""
         assert isinstance(config, SmartRAGConfig)
-        run = config.run
-        assert run is not None, "SmartRAGConfig().smartrag(run) names the run"
+        assert config.run is not None, "SmartRAGConfig().smartrag(run) names the run"
         self.callbacks, self.env_runner_group, self.offline_data = [], None, None
         self._set_up_metrics()
-        begun = _begun(run)
+        run, begun = _begun(config.run)
         try:
             found = inputs(run)
         except BaseException:
@@ -78,11 +79,14 @@ class SmartRAGPPO(Algorithm):
                 begun.close()
             raise
         self.folder = begun or _new(run)
+        store = Checkpoints(self.folder.checkpoints, run.train.keep, self.folder.check_held)
         try:
+            if run.train.mirror is not None:
+                self._mirror = Mirror(store, self.folder.folder, run.train.mirror, run.name)
             system = self._system = System(run, found).start()
-            store = Checkpoints(self.folder.checkpoints, run.train.keep, self.folder.check_held)
             self.training = Training(
-                run, found.data, system.rollout, system.learner, system.publish, store, self.folder
+                *(run, found.data, system.rollout, system.learner, system.publish),
+                *(self._mirror or store, self.folder),
             )
             self.folder.track(Tracker(run, asdict(run), self.folder.folder, self.folder.rows()))
             if run.resume is not None:
@@ -105,6 +109,8 @@ class SmartRAGPPO(Algorithm):
         plot.curves(self.folder.rows(), summary, self.folder.folder / "curves.png")
         page.write(self.folder.folder)
         self.folder.close(summary)
+        if self._mirror is not None:
+            self._mirror.settle()
         return {"done": True}
 
     def _train(self) -> dict[str, Any]:
@@ -128,6 +134,8 @@ class SmartRAGPPO(Algorithm):
         if self._system is not None:
             self._system.close()
             self._system = None
+        if self._mirror is not None:
+            self._mirror.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For Tune, a pointer: checkpoints are published by `Training`, whole, verified and shared by all ranks."""
@@ -139,16 +147,16 @@ class SmartRAGPPO(Algorithm):
         self.training.resume()
 
 
-def _begun(run: Run) -> RunFolder | None:
-    """The folder of a run that is resumed, claimed. Raises FileNotFoundError, BadInput, Locked."""
-    if run.resume is None:
-        return None
+def _begun(run: Run) -> tuple[Run, RunFolder | None]:
+    """(the run, the folder of one that is resumed, claimed). Raises what `refused` knows."""
     try:
-        folder = resume.find(run)
+        run = resume.at_hand(run)
+        folder = None if run.resume is None else resume.find(run)
     except ValueError as error:
         raise BadInput(str(error)) from error
-    folder.claim()
-    return folder
+    if folder is not None:
+        folder.claim()
+    return run, folder
 
 
 def _new(run: Run) -> RunFolder:

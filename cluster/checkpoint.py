@@ -22,7 +22,7 @@ from typing import Any
 
 logger = logging.getLogger("smartrag")
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
 _DRAFT, _TRASH = ".tmp-", ".trash-"
@@ -157,18 +157,18 @@ def copy_part(path: Path, part: str, target: Path) -> dict[str, str]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    file = path / _MANIFEST
+    file = path / MANIFEST
     if not file.is_file():
-        raise Damaged(f"{path} is not a checkpoint of SmartRAG: it has no {_MANIFEST}")
+        raise Damaged(f"{path} is not a checkpoint of SmartRAG: it has no {MANIFEST}")
     try:
         outer = json.loads(file.read_bytes())
         manifest, digest = outer["manifest"], outer["sha256"]
         if not isinstance(manifest, dict):
             raise TypeError
     except (ValueError, KeyError, TypeError):
-        raise Damaged(f"checkpoint {path}: {_MANIFEST} is damaged (not a manifest)") from None
+        raise Damaged(f"checkpoint {path}: {MANIFEST} is damaged (not a manifest)") from None
     if hashlib.sha256(_canonical(manifest)).hexdigest() != digest:
-        raise Damaged(f"checkpoint {path}: {_MANIFEST} is damaged (its sha256 is not the one that was written)")
+        raise Damaged(f"checkpoint {path}: {MANIFEST} is damaged (its sha256 is not the one that was written)")
     if manifest["format"] != _FORMAT:
         raise Damaged(f"checkpoint {path}: has format {manifest['format']}; this version of SmartRAG reads {_FORMAT}")
     return manifest
@@ -185,7 +185,7 @@ def _seal(draft: Path, step: int, state: Mapping[str, Any]) -> None:
     # Through JSON first: the hash must be that of what a reader will see, in which every key is a string.
     manifest = json.loads(json.dumps({"format": _FORMAT, "step": step, "state": dict(state), "parts": parts}))
     outer = {"manifest": manifest, "sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
-    with (draft / _MANIFEST).open("w", encoding="utf-8") as f:
+    with (draft / MANIFEST).open("w", encoding="utf-8") as f:
         json.dump(outer, f, indent=1)
         f.flush()
         os.fsync(f.fileno())
@@ -199,7 +199,7 @@ def _canonical(manifest: Mapping[str, Any]) -> bytes:
 
 def _parts(path: Path) -> list[Path]:
     """Every file but the manifest; symbolic links count as files, so that one cannot bring in foreign bytes unseen."""
-    return sorted(p for p in path.rglob("*") if (p.is_symlink() or not p.is_dir()) and p != path / _MANIFEST)
+    return sorted(p for p in path.rglob("*") if (p.is_symlink() or not p.is_dir()) and p != path / MANIFEST)
 
 
 def _sha256(file: Path) -> str:

@@ -24,6 +24,7 @@ from cluster.dense import check_dense_recipe, open_dense
 from cluster.engine import check_plugin
 from cluster.java import anserini_jar, preflight
 from cluster.manifest import check_recipe, open_manifest
+from cluster.objects import Objects
 from cluster.placement import bundles
 from smartrag import ROOT, own_reward
 from smartrag.chat import api_key
@@ -232,6 +233,17 @@ def _reward(run: Run) -> list[Finding]:
     return [ok("reward", f"{run.reward.function} scores what it is shown")]
 
 
+def _copies(run: Run) -> Finding:
+    uri = run.train.mirror
+    try:
+        if uri is not None:
+            Objects.at(uri).write(".doctor", b"")
+            Objects.at(uri).remove(".doctor")
+    except (OSError, ValueError) as error:
+        return outside.copies(uri, str(error))
+    return outside.copies(uri, "")
+
+
 def _wandb(run: Run) -> Finding:
     return outside.wandb(run.log.wandb, wandb_out_of_reach())
 
@@ -246,6 +258,7 @@ _CHECKS: dict[str, Callable[[Run], Finding | list[Finding]]] = {
     "GPUs": _gpus,
     "runs=": _runs,
     "cache=": _cache,
+    "copies": _copies,
     "Ray": _ray,
     "ports": _ports,
     "Ray token": _token,

@@ -9,7 +9,7 @@ from smartrag.files import new_folder
 
 # Where things are, what is shown and looked after, and how much is done at a time.
 _MAY_DIFFER = (
-    *("resume", "runs", "cache", "cluster.", "log.", "learner.check_every"),
+    *("resume", "runs", "cache", "cluster.", "log.", "learner.check_every", "train.mirror"),
     *(f"retriever.{name}" for name in ("replicas", "threads", "cpus", "heap", "max_batch", "batch_wait_ms")),
     *(f"retriever.{name}" for name in ("timeout_s", "attempts", "remember")),
 )

@@ -6,6 +6,7 @@ import sys
 from cluster.checkpoint import Damaged
 from cluster.dispatch import RolloutFailed
 from cluster.learner import LearnerLost
+from cluster.mirror import MirrorFailed
 from cluster.placement import DoesNotFit
 from cluster.retrieval import RetrievalUnavailable
 from cluster.system import BadInput
@@ -38,6 +39,7 @@ _CODES: dict[type[Exception], int] = {
     Diverged: DIVERGED,
     Locked: LOCKED,
     **dict.fromkeys((LearnerLost, RolloutFailed, RetrievalUnavailable, PushFailed, CanaryFailed), MACHINES_FAILED),
+    MirrorFailed: MACHINES_FAILED,
 }
 REFUSALS: tuple[type[Exception], ...] = tuple(_CODES)
 

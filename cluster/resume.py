@@ -1,16 +1,46 @@
 """A run to go on with: found, and held against what is asked for, before anything is started."""
 
 import json
-from dataclasses import asdict
+import logging
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import Checkpoints, Damaged
+from cluster.mirror import fetch
+from cluster.objects import Objects, is_uri
 from smartrag.choices import Critic
 from smartrag.config import Run
 from smartrag.log import RunFolder, run_and_checkpoint
 
+logger = logging.getLogger("smartrag")
+
 STATE = "learner.json"  # what a learner says of itself, in its part of a checkpoint
+
+
+def at_hand(run: Run) -> Run:
+    """`run`, with a run to resume that is on this machine, or none: what a URI names is fetched into `run.runs`.
+
+    `auto` is the newest run of the name that has a checkpoint here, else that of its copies, else a new one. Raises as
+    `mirror.fetch` does.
+    """
+    if run.resume == "auto":
+        return _newest(run)
+    if run.resume is None or not is_uri(run.resume):
+        return run
+    return replace(run, resume=str(fetch(run.resume, Path(run.runs).resolve())))
+
+
+def _newest(run: Run) -> Run:
+    here = Path(run.runs).resolve() / run.name / "latest"
+    if Checkpoints(here / "checkpoints", run.train.keep).latest(hashed=False) is not None:
+        return replace(run, resume=str(here))
+    if run.train.mirror is not None:
+        with suppress(FileNotFoundError):
+            return at_hand(replace(run, resume=(Objects.at(run.train.mirror) / run.name / "latest").uri))
+    logger.info("resume=auto: neither %s nor train.mirror=%s has a checkpoint; a new run", here, run.train.mirror)
+    return replace(run, resume=None)
 
 
 def find(run: Run) -> RunFolder:

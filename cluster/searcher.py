@@ -6,19 +6,27 @@ the place to read: `retriever.index` where that is given, else the data's passag
 replicas, restarts and retries are retrieval.py's, whatever it is.
 """
 
+import hashlib
 import inspect
+import logging
 import os
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from cluster.java import preflight
+from cluster.manifest import MANIFEST
+from cluster.objects import Objects, is_uri
 from smartrag.config import Retriever
 from smartrag.data.passages import Recipe
 from smartrag.dotted import named
 from smartrag.encoder import is_function
 from smartrag.types import Empty, Failed, Hits, Retrieved
+
+logger = logging.getLogger("smartrag")
 
 _SETTING = "retriever.searcher"
 
@@ -60,7 +68,7 @@ def prepare(retriever: Retriever, corpus: Path | None, cache: Path) -> Path | No
 
     `corpus`: the data's passages as a .jsonl file, None where there are none. Raises ValueError, RuntimeError, OSError.
     """
-    given = None if retriever.index is None else Path(retriever.index).expanduser().resolve()
+    given = None if retriever.index is None else _at_hand(retriever.index, cache)
     match retriever.searcher:
         case "bm25" if given is not None:
             from cluster.manifest import check_recipe, verify
@@ -91,6 +99,25 @@ def prepare(retriever: Retriever, corpus: Path | None, cache: Path) -> Path | No
             return None
         case _:
             return given if given is not None else corpus
+
+
+def _at_hand(index: str, cache: Path) -> Path:
+    """The folder that `retriever.index` names. What a URI names is fetched into `cache` once."""
+    if not is_uri(index):
+        return Path(index).expanduser().resolve()
+    there = Objects.at(index)
+    manifest = there.read(MANIFEST)
+    if manifest is None:
+        raise ValueError(f"retriever.index={index}: no index there (no {MANIFEST})")
+    folder = cache.expanduser().resolve() / f"fetched-{hashlib.sha256(manifest).hexdigest()[:16]}"
+    if not folder.is_dir():
+        logger.info("fetching the index %s, once, to %s", index, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetched-", dir=folder.parent) as draft:
+            there.get_all(Path(draft, "index"))
+            with suppress(OSError):  # another process was faster
+                Path(draft, "index").rename(folder)
+    return folder
 
 
 def absolute(retriever: Retriever) -> Retriever:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.checkpoint import Checkpoints
+from cluster.mirror import fetch
+from cluster.objects import is_uri
 from cluster.refusal import REFUSALS, refused
 from cluster.system import Inputs, System, inputs
 from smartrag.compose import change, load
 from smartrag.config import Run
 from smartrag.log import run_and_checkpoint
+from smartrag.origin import PACKAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +26,13 @@ class Trained:
 
 def find(path: str, overrides: Sequence[str]) -> Trained:
     """The newest policy of a run, that of one of its checkpoints, or a model (folder or hub id), under its own settings
-    changed by `overrides`. Raises ConfigError; FileNotFoundError when a run's folder holds no checkpoint; Unreadable
-    and Damaged when its files are not what the run wrote."""
-    home, named = run_and_checkpoint(Path(path))
+    changed by `overrides`. The copy of a run that a URI names is fetched into runs/ first.
+
+    Raises ConfigError; FileNotFoundError when a run's folder holds no checkpoint; Unreadable and Damaged when its files
+    are not what the run wrote; what `mirror.fetch` does.
+    """
+    copied = is_uri(path) and not path.startswith(PACKAGE)
+    home, named = run_and_checkpoint(fetch(path, Path(load([]).runs)) if copied else Path(path))
     if (home / "config.yaml").is_file():
         run = change(home / "config.yaml", overrides)
         checkpoint, _ = Checkpoints(home / "checkpoints", run.train.keep).load(named)

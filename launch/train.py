@@ -4,6 +4,7 @@
 python launch/train.py +experiment=quickstart
 ray job submit --working-dir . -- python launch/train.py +experiment=hotpotqa train.steps=400
 python launch/train.py +experiment=hotpotqa resume=latest
+python launch/train.py +experiment=hotpotqa train.mirror=s3://BUCKET/runs resume=auto
 """
 
 import sys

@@ -29,6 +29,10 @@ def check(run: Run) -> list[str]:
             f"train.episodes={run.train.episodes} must be a multiple of learner.ranks x algorithm.minibatches = "
             f"{run.learner.ranks} x {run.algorithm.minibatches}, so that every rank takes the same optimiser steps"
         )
+    if run.train.mirror is not None and "://" not in run.train.mirror:
+        problems.append(
+            f"train.mirror={run.train.mirror} is no URI; e.g. s3://BUCKET/runs, gs://BUCKET/runs or file:///shared/runs"
+        )
     problems += _of_the_estimators(run)
     if run.train.episodes % run.algorithm.samples:
         problems.append(

@@ -89,7 +89,7 @@ class Retriever:
     searcher: str
     dense: Dense | None  # of searcher=dense
     http: Service | None  # of searcher=http
-    index: str | None  # folder of a built index; null: built from the data's corpus and cached by its hash
+    index: str | None  # folder or URI of a built index; null: built from the data's corpus and cached by its hash
     stemmer: Stemmer  # bm25: of the index and of queries
     corpus: Corpus
     corpus_share: float  # of the corpus's passages; which, their ids' hashes say
@@ -257,6 +257,7 @@ class Loop:
     evaluate_every: int  # steps between evaluations on dev questions; 0: never
     save_every: int  # steps between checkpoints
     keep: int  # newest checkpoints kept
+    mirror: str | None  # URI under which runs are copied with each checkpoint, e.g. s3://BUCKET/runs; null: nowhere
     gates: bool  # also evaluate the fixed gates `never` and `always`
 
 
@@ -277,7 +278,9 @@ class Run:
     runs: str  # where run folders live
     cache: str  # where built indexes, written data sets and fetched models live; shared by all runs
     seed: int  # every draw of the run derives from it
-    resume: str | None  # "latest" or the folder of a run or of a checkpoint
+    # "latest", the folder of a run or of a checkpoint, or the URI of its copy (train.mirror); "auto": the newest that
+    # there is, here or among the copies, else a new run
+    resume: str | None
     model: Model
     data: Data
     retriever: Retriever

@@ -11,7 +11,8 @@
     7  a trial of a sweep failed; the others are done
     8  training diverged: no gradient was finite in three steps in a row
     9  another driver writes to the run that was to be resumed, or has taken it over
-   75  machines failed and could not be replaced: learner, engines, replicas, a weight push; `resume` goes on
+   75  machines failed and could not be replaced: learner, engines, replicas, a weight push; `resume` goes on. Or the
+       place of the run's copies (train.mirror) cannot be reached
   130  Ctrl-C
   143  SIGTERM, after the step under way was saved; 15 before the first step, where Ray exits at once
 

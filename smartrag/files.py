@@ -10,10 +10,15 @@ def new_folder(parent: Path) -> Path:
     """A folder in `parent` named by the time and four random hex digits, with `latest` beside it pointing at it."""
     folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     folder.mkdir(parents=True)
-    link = parent / f".latest-{folder.name}"
-    link.symlink_to(folder.name)
-    os.replace(link, parent / "latest")  # atomic: `latest` always points at something
+    point_latest(folder)
     return folder
+
+
+def point_latest(folder: Path) -> None:
+    """Makes `latest` beside `folder` point at it."""
+    link = folder.with_name(f".latest-{folder.name}")
+    link.symlink_to(folder.name)
+    os.replace(link, folder.with_name("latest"))  # atomic: `latest` always points at something
 
 
 def write_whole(path: Path, text: str) -> None:

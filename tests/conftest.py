@@ -30,20 +30,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    row = fault_table.row_of(item)
-    before = row.trials if row else 0
     try:
         yield
     except pytest.skip.Exception:
         raise
     except BaseException:
-        fault_table.judged(item, before, passed=False)
+        fault_table.judged(item, passed=False)
         raise
-    fault_table.judged(item, before, passed=True)
+    fault_table.judged(item, passed=True)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if rows := list(fault_table.played(config)):
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    outcomes = (terminalreporter.stats.get(outcome, []) for outcome in ("passed", "failed"))
+    if rows := fault_table.played(report for reports in outcomes for report in reports):
         terminalreporter.write(fault_table.shown(rows))
 
 

@@ -8,8 +8,9 @@ A test that records no trial of its own is one, survived when it passes. `--tria
 that draw faults by a seed. What the letters mean is in docs/faults.md.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -36,8 +37,16 @@ class Row:
         self.doubled += doubled
         self.recovery_s += [] if recovery_s is None else [recovery_s]
 
+    def add(self, other: "Row") -> None:
+        self.trials += other.trials
+        self.survived += other.survived
+        self.lost += other.lost
+        self.doubled += other.doubled
+        self.recovery_s += other.recovery_s
 
-ROWS = pytest.StashKey[dict[tuple[str, str], Row]]()
+
+ROW = pytest.StashKey[Row]()
+PROPERTY = "fault"  # of a test's report, which comes to the one terminal from whichever process ran the test
 
 
 def row_of(item: pytest.Item) -> Row | None:
@@ -45,19 +54,32 @@ def row_of(item: pytest.Item) -> Row | None:
     mark = item.get_closest_marker("fault")
     if mark is None:
         return None
-    rows = item.config.stash.setdefault(ROWS, {})
     number, fault = mark.args
-    return rows.setdefault((number, fault), Row(number, fault, item.get_closest_marker("slow") is not None))
+    return item.stash.setdefault(ROW, Row(number, fault, item.get_closest_marker("slow") is not None))
 
 
-def judged(item: pytest.Item, before: int, passed: bool) -> None:
-    """Books the outcome of a test that plays a row, which had `before` trials when it began."""
+def judged(item: pytest.Item, passed: bool) -> None:
+    """Books the outcome of a test that plays a row, and gives it to the test's report."""
     row = row_of(item)
-    if row is not None and (row.trials == before or not passed):
+    if row is None:
+        return
+    if not (row.trials and passed):
         row.trial(survived=passed)
+    item.user_properties.append((PROPERTY, asdict(row)))
 
 
-def shown(rows: Sequence[Row]) -> str:
+def played(reports: Iterable[pytest.TestReport]) -> list[Row]:
+    """Every row that was played, with all of its tests' trials."""
+    rows: dict[tuple[str, str], Row] = {}
+    for report in reports:
+        for given in (value for name, value in report.user_properties if name == PROPERTY and report.when == "call"):
+            row = Row(**cast(dict[str, Any], given))
+            if row.trials:
+                rows.setdefault((row.number, row.fault), Row(row.number, row.fault, row.machines)).add(row)
+    return list(rows.values())
+
+
+def shown(rows: list[Row]) -> str:
     table = Table(box=box.SIMPLE, title=f"{len(rows)} faults, {sum(row.trials for row in rows):,} trials")
     for name in ("", "fault", "played with", "trials", "survived", "lost", "doubled", "recovery p50, p95"):
         table.add_column(name, justify="left" if name in ("", "fault", "played with") else "right")
@@ -69,8 +91,3 @@ def shown(rows: Sequence[Row]) -> str:
     with console.capture() as capture:
         console.print(table)
     return capture.get()
-
-
-def played(config: pytest.Config) -> Iterator[Row]:
-    """Rows of which at least one trial was played."""
-    return (row for row in config.stash.get(ROWS, {}).values() if row.trials)

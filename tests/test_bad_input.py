@@ -77,6 +77,7 @@ WORDS = [
     ("+data.mix.popq=2", "no data set is called 'popq'; there are: world, "),
     ("data.mix.world=0", "data.mix.world must be a finite number above 0, got 0"),
     ("data=[folder,popqa]", "so data.source must be a folder, got 'popqa'"),
+    ("train.mirror=/shared/runs", "train.mirror=/shared/runs is no URI; e.g. s3://BUCKET/runs"),
     ("train.quotas=[1,17]", "train.quotas holds 17; each must be between 0 and 16"),
     ("train.ks=[0]", "train.ks holds 0; each must be between 1 and 100"),
     ("algorithm.trains=[]", "must name one or more of decision, query, answer, each once"),

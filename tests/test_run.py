@@ -1,7 +1,8 @@
 """One run through every real component: Ray, vLLM, Lucene, DeepSpeed, Hydra, W&B, with the tiny policy.
 
-In its middle a rollout worker and a retrieval replica are killed, then a learner rank; then the driver is, and another
-resumes. What comes of it is, to the last bit, what comes of a run that nobody disturbs.
+In its middle a rollout worker and a retrieval replica are killed, then a learner rank; then the driver is, and its disk
+is lost; another goes on from the copy in an object store. What comes of it is, to the last bit, what comes of a run
+that nobody disturbs.
 """
 
 import json
@@ -19,11 +20,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from cluster.checkpoint import verify
+from cluster.checkpoint import MANIFEST, verify
+from cluster.mirror import fetch
+from cluster.objects import Objects
 from smartrag import ROOT
 from smartrag.evaluation.evaluate import MEASURES
 from smartrag.ledger import problems
 from tests.fault_table import Row
+from tests.object_store import BUCKET, object_store
 from tests.own_files import write_csv, write_package
 from tests.processes import kill, titled, until
 
@@ -42,6 +46,7 @@ EXACT = (
     "+cluster.engine.engine_args.enable_prefix_caching=false",
     "train.evaluate_every=2",
 )
+MIRROR = f"train.mirror=s3://{BUCKET}/runs"
 TIMES = ("seconds", "push/")  # metrics that differ from one run to the next begin so
 
 
@@ -71,10 +76,19 @@ def _kill_all(processes: list[psutil.Process]) -> None:
         process.kill()
 
 
-@pytest.mark.fault("D2", "a worker, a replica, a rank and the driver are killed in one run")
-def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, row: Row) -> None:
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """The environment in which MIRROR is in reach."""
+    with object_store() as env:
+        yield env
+
+
+@pytest.mark.fault("D2", "a worker, a replica, a rank and the driver are killed in one run, and the disk is lost")
+def test_a_run_survives_its_workers_its_learner_its_driver_and_its_disk(
+    tmp_path: Path, row: Row, s3: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "driver.log"
-    driver = _start(tmp_path, *EXACT)
+    driver = _start(tmp_path, *EXACT, MIRROR, given=s3)
     try:
         until(lambda: len(_rows(tmp_path)) >= 1, driver, log)
         actors = titled(psutil.Process(driver.pid))
@@ -91,18 +105,23 @@ def test_a_run_survives_its_workers_its_learner_and_its_driver(tmp_path: Path, r
     finally:
         driver.kill()
 
-    checkpoints = tmp_path / "quickstart" / "latest" / "checkpoints"
-    published = max(int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*"))
-    assert published >= 2
-    resumed = _start(tmp_path, *EXACT, "resume=latest")
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    runs = Objects.at(MIRROR.partition("=")[2])
+    copied = max(int(name.split("/")[3][5:]) for name in runs.names() if name.endswith(f"/{MANIFEST}"))
+    assert copied >= 1
+    shutil.rmtree(tmp_path / "quickstart")
+    resumed = _start(tmp_path, *EXACT, MIRROR, "resume=auto")
     row.trial(recovery_s=until(lambda: len(_rows(tmp_path)) >= STEPS, resumed, log))
     code = resumed.wait(timeout=900)
     assert code == 0, log.read_text(errors="replace")[-4000:]
-    assert f"{published} of {STEPS} steps are done" in log.read_text(errors="replace")
+    assert f"{copied} of {STEPS} steps are done" in log.read_text(errors="replace")
     folder = tmp_path / "quickstart" / "latest"
     _check_folder(folder)
     _check_evaluation(folder)
     _check_equal(folder, _undisturbed(tmp_path / "calm"))
+    assert fetch(f"{runs.uri}/quickstart/latest", tmp_path / "from the copy").name == folder.resolve().name
+    _check_equal(folder, tmp_path / "from the copy" / "quickstart" / "latest")
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,15 @@ def endpoint(setting: str, host: str, variable: str, has_key: bool, why: str) ->
     return problem(setting, ", ".join(wrong), "; ".join(todo))
 
 
+def copies(uri: str | None, why: str) -> Finding:
+    """`uri`: train.mirror; `why`: why it cannot be written."""
+    if uri is None:
+        return ok("copies", "none: train.mirror is not set")
+    if why:
+        return problem("copies", f"train.mirror={uri} cannot be written: {why}", "make the bucket, or see its keys")
+    return ok("copies", f"{uri} can be written")
+
+
 def wandb(mode: WandbMode, why: str) -> Finding:
     """`why`: why it cannot be online."""
     match mode:

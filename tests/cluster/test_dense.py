@@ -126,6 +126,25 @@ def test_an_index_is_built_once_and_named_by_what_it_is_of(corpus: Path, bert: s
     assert not list(tmp_path.glob(".*"))
 
 
+def test_an_index_behind_a_uri_is_fetched_once(corpus: Path, tmp_path: Path) -> None:
+    folder, cache = made(corpus, tmp_path, settings(LETTERS)), tmp_path / "cache"
+    retriever = settings(LETTERS, index=f"file://{folder}")
+    place = prepare(retriever, None, cache)
+    assert place is not None
+    assert place.parent == cache
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+    before = (place / "manifest.json").stat().st_mtime_ns
+    assert prepare(retriever, None, cache) == place
+    assert (place / "manifest.json").stat().st_mtime_ns == before
+    (place / "vectors.faiss").write_bytes(b"cut short")
+    with pytest.raises(IndexProblem, match=r"vectors\.faiss is damaged"):
+        prepare(retriever, None, cache)
+    with pytest.raises(ValueError, match=r"no index there \(no manifest\.json\)"):
+        prepare(settings(LETTERS, index=f"file://{tmp_path}/no"), None, cache)
+
+
 CHANGES = {"passage_prefix": "p: ", "max_tokens": 8, "cosine": False, "corpus": Corpus.useless, "corpus_share": 0.5}
 
 

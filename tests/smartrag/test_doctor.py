@@ -345,6 +345,14 @@ CASES: list[tuple[Callable[[], Finding], Finding]] = [
         lambda: outside.endpoint("reward.endpoint", "127.0.0.1:8000", "JUDGE_KEY", True, ""),
         ok("reward.endpoint", "127.0.0.1:8000 answers, JUDGE_KEY is set"),
     ),
+    (lambda: outside.copies(None, ""), ok("copies", "none: train.mirror is not set")),
+    (lambda: outside.copies("s3://b/runs", ""), ok("copies", "s3://b/runs can be written")),
+    (
+        lambda: outside.copies("s3://b/runs", "no such bucket"),
+        problem(
+            "copies", "train.mirror=s3://b/runs cannot be written: no such bucket", "make the bucket, or see its keys"
+        ),
+    ),
     (lambda: outside.wandb(WandbMode.offline, "no login"), ok("W&B", "log.wandb=offline")),
     (
         lambda: outside.wandb(WandbMode.online, "no login"),
