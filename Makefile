@@ -12,11 +12,13 @@ help:  ## this list
 quickstart: $(READY)  ## train a tiny policy through every real component on this machine (about 12 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/quickstart.py
 
-# Tests without machines side by side, a thread each; then those that start engines, JVMs and Rays, one after the other.
+# Tests without machines first, a thread each; then those that start engines, JVMs and Rays, two files at a time: much of
+# their time one process starts and the others wait for it.
 test: $(READY) check browser  ## everything that needs no GPU, each thing by one road
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
 	  -m "not slow and not chaos and not gpu and not nightly"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "(slow or chaos) and not gpu and not nightly"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  -m "(slow or chaos) and not gpu and not nightly"
 
 nightly: $(READY)  ## the other roads: other ZeRO stages, untied heads, several nodes
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "nightly and not gpu"

@@ -5,6 +5,7 @@ python launch/quickstart.py [OVERRIDE ...]        e.g. seed=1 train.steps=5
 """
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(overrides: list[str]) -> int:
     from smartrag.report.terminal import as_text
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that Ray is stopped
-    runs = ROOT / "runs"
+    runs = Path(os.environ.get("SMARTRAG_RUNS", ROOT / "runs")).resolve()
     command = ["launch/train.py", "+experiment=quickstart", f"runs={runs}", *overrides]
     with LocalRay(num_cpus=2) as ray:
         code = ray.submit(command)

@@ -120,3 +120,4 @@ class Part(StrEnum):
     corpora = "corpora"
     learner = "learner"
     push = "push"
+    peers = "peers"

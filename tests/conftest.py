@@ -4,6 +4,7 @@ faults.
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.chaos)
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+    _longest_first(items)
+
+
+def _longest_first(items: list[pytest.Item]) -> None:
+    """Files with a test that is given more time than others come first: side by side, none is left alone at the end."""
+    given: dict[Path, float] = {}
+    for item in items:
+        timeout = item.get_closest_marker("timeout")
+        given[item.path] = max(given.get(item.path, 0), timeout.args[0] if timeout else 0)
+    items.sort(key=lambda item: -given[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from cluster.checkpoint import MANIFEST, verify
+from cluster.checkpoint import MANIFEST
 from cluster.mirror import fetch
 from cluster.objects import Objects
 from smartrag import ROOT
@@ -30,44 +30,13 @@ from tests.fault_table import Row
 from tests.object_store import BUCKET, object_store
 from tests.own_files import write_csv, write_package
 from tests.processes import kill, titled, until
+from tests.whole_run import EXACT, SMALL, check_equal, finished, lines, rows, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 STEPS = 4
-SMALL = (
-    *("+experiment=quickstart", f"train.steps={STEPS}", "train.episodes=16", "train.save_every=1"),
-    *("warmup.steps=2", "warmup.batch=8"),
-    *("data.train_questions=200", "data.dev_questions=8", "data.test_questions=12"),
-    "log.wandb=offline",
-)
-# What a token's log-prob is to the last bit depends on what is computed beside it, and on what of it is cached.
-EXACT = (
-    "cluster.engine.concurrency=1",
-    "+cluster.engine.engine_args.enable_prefix_caching=false",
-    "train.evaluate_every=2",
-)
+SHORT = (f"train.steps={STEPS}", *SMALL, "log.wandb=offline")
 MIRROR = f"train.mirror=s3://{BUCKET}/runs"
-TIMES = ("seconds", "push/")  # metrics that differ from one run to the next begin so
-
-
-def _start(folder: Path, *more: str, given: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """`given`: what stands in the driver's environment beside what is there."""
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), *SMALL, f"runs={folder}", *more]
-    # A W&B service of this test session would outlive the driver we kill, and hold on to its run.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | dict(given or {})
-    with (folder / "driver.log").open("ab") as log:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-
-def _rows(folder: Path) -> list[dict]:
-    path = folder / "quickstart" / "latest" / "metrics.jsonl"
-    return _lines(path) if path.exists() else []
-
-
-def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _kill_all(processes: list[psutil.Process]) -> None:
@@ -88,18 +57,18 @@ def test_a_run_survives_its_workers_its_learner_its_driver_and_its_disk(
     tmp_path: Path, row: Row, s3: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "driver.log"
-    driver = _start(tmp_path, *EXACT, MIRROR, given=s3)
+    driver = start(tmp_path, *SHORT, *EXACT, MIRROR, given=s3)
     try:
-        until(lambda: len(_rows(tmp_path)) >= 1, driver, log)
+        until(lambda: len(rows(tmp_path)) >= 1, driver, log)
         actors = titled(psutil.Process(driver.pid))
         assert len(actors["LearnerRank"]) == 2
         assert len(actors["RolloutWorker"]) == 1
         assert len(actors["RetrievalReplica"]) == 1
         _kill_all(actors["RolloutWorker"])
         _kill_all(actors["RetrievalReplica"])
-        row.trial(recovery_s=until(lambda: len(_rows(tmp_path)) >= 2, driver, log))
+        row.trial(recovery_s=until(lambda: len(rows(tmp_path)) >= 2, driver, log))
         actors["LearnerRank"][1].kill()
-        row.trial(recovery_s=until(lambda: len(_rows(tmp_path)) >= 3, driver, log))
+        row.trial(recovery_s=until(lambda: len(rows(tmp_path)) >= 3, driver, log))
         assert "a new one goes on from the newest checkpoint (1 of 3)" in log.read_text(errors="replace")
         kill(driver)
     finally:
@@ -111,17 +80,17 @@ def test_a_run_survives_its_workers_its_learner_its_driver_and_its_disk(
     copied = max(int(name.split("/")[3][5:]) for name in runs.names() if name.endswith(f"/{MANIFEST}"))
     assert copied >= 1
     shutil.rmtree(tmp_path / "quickstart")
-    resumed = _start(tmp_path, *EXACT, MIRROR, "resume=auto")
-    row.trial(recovery_s=until(lambda: len(_rows(tmp_path)) >= STEPS, resumed, log))
+    resumed = start(tmp_path, *SHORT, *EXACT, MIRROR, "resume=auto")
+    row.trial(recovery_s=until(lambda: len(rows(tmp_path)) >= STEPS, resumed, log))
     code = resumed.wait(timeout=900)
     assert code == 0, log.read_text(errors="replace")[-4000:]
     assert f"{copied} of {STEPS} steps are done" in log.read_text(errors="replace")
     folder = tmp_path / "quickstart" / "latest"
     _check_folder(folder)
     _check_evaluation(folder)
-    _check_equal(folder, _undisturbed(tmp_path / "calm"))
+    check_equal(folder, finished(tmp_path / "calm", *SHORT, *EXACT, "train.gates=false"))
     assert fetch(f"{runs.uri}/quickstart/latest", tmp_path / "from the copy").name == folder.resolve().name
-    _check_equal(folder, tmp_path / "from the copy" / "quickstart" / "latest")
+    check_equal(folder, tmp_path / "from the copy" / "quickstart" / "latest")
 
 
 @dataclass(frozen=True)
@@ -148,21 +117,22 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     canary, session = f"canary-{secrets.token_hex(16)}", tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     given = dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY", "SMARTRAG_TEACHER_KEY", "SMARTRAG_JUDGE_KEY"), canary)
     given |= {"RAY_TMPDIR": session, "PYTHONPATH": f"{ROOT}:{home}"}
-    driver = _start(home, *files, *reward, *ahead, given=given)
-    assert driver.wait(timeout=900) == 0, (home / "driver.log").read_text(errors="replace")[-4000:]
+    finished(home, *SHORT, *files, *reward, *ahead, given=given)
     yield Own(home, Path(session), canary, passages)
     shutil.rmtree(session)
 
 
 def test_engines_and_learner_work_at_the_same_time(own: Own) -> None:
     """Steps are rolled out while the learner works on the one before, and the weights change in their middle."""
-    rows, ledger = _rows(own.home), _lines(own.folder / "ledger.jsonl")
+    metrics, ledger = rows(own.home), lines(own.folder / "ledger.jsonl")
     assert list(problems(ledger, seed=0, episodes=16, staleness=1)) == []
     assert any(len(row["versions"]) == 2 or row["versions"] == [row["step"] - 2] for row in ledger[1:])
-    assert [row["staleness_max"] for row in rows] == [row["step"] - 1 - row["versions"][0] for row in ledger]
-    assert any(row["seconds_waiting"] < 0.9 * row["seconds_rollout"] for row in rows[1:]), "nothing overlapped"
-    assert all(row["push/canary_gap"] < 0.01 and row["skipped_steps"] == 0 for row in rows)
-    assert all(row["first_ratio_deviation"] < 1e-4 for row in rows), "the ratio is to the policy at the update's start"
+    assert [row["staleness_max"] for row in metrics] == [row["step"] - 1 - row["versions"][0] for row in ledger]
+    assert any(row["seconds_waiting"] < 0.9 * row["seconds_rollout"] for row in metrics[1:]), "nothing overlapped"
+    assert all(row["push/canary_gap"] < 0.01 and row["skipped_steps"] == 0 for row in metrics)
+    assert all(row["first_ratio_deviation"] < 1e-4 for row in metrics), (
+        "the ratio is to the policy at the update's start"
+    )
 
 
 def test_no_secret_leaves_the_environment(own: Own) -> None:
@@ -178,36 +148,12 @@ def test_it_was_trained_on_two_csv_files(own: Own) -> None:
     sizes = {name: split["questions"] for name, split in splits["splits"].items()}
     assert (sizes["ppo"], sizes["dev"], sizes["test"]) == (200, 8, 12)
     assert set(splits["overlaps"][pair] for pair in splits["overlaps"] if "dev" in pair or "test" in pair) == {0}
-    assert all(row["voided_episodes"] == 0 for row in _rows(own.home))
+    assert all(row["voided_episodes"] == 0 for row in rows(own.home))
     assert json.loads((own.folder / "summary.json").read_text())["after"]["n"] == 12
-    turns = [turn for episode in _lines(own.folder / "episodes.jsonl") for turn in episode["turns"]]
+    turns = [turn for episode in lines(own.folder / "episodes.jsonl") for turn in episode["turns"]]
     seen = {text for turn in turns for text in turn.get("passages", [])}
     assert seen
     assert seen <= own.passages
-
-
-def _undisturbed(runs: Path) -> Path:
-    """The same run, which nobody disturbs."""
-    runs.mkdir()
-    code = _start(runs, *EXACT, "train.gates=false").wait(timeout=900)
-    assert code == 0, (runs / "driver.log").read_text(errors="replace")[-4000:]
-    return runs / "quickstart" / "latest"
-
-
-def _check_equal(folder: Path, calm: Path) -> None:
-    """Every sampled token, log-prob, metric and weight of the two runs, and what must be true of each ledger."""
-    ledgers = [_lines(run / "ledger.jsonl") for run in (folder, calm)]
-    assert list(problems(ledgers[0], seed=0, episodes=16)) == []
-    assert ledgers[0] == ledgers[1]
-    disturbed, undisturbed = (
-        [{name: x for name, x in row.items() if not name.startswith(TIMES)} for row in _lines(run / "metrics.jsonl")]
-        for run in (folder, calm)
-    )
-    assert disturbed == undisturbed
-    checkpoint = f"checkpoints/step_{STEPS:08d}"
-    assert {verify(run / checkpoint)["steps_done"] for run in (folder, calm)} == {STEPS}
-    for part in ("policy/model.safetensors", "learner/reference.safetensors"):
-        assert len({(run / checkpoint / part).read_bytes() for run in (folder, calm)}) == 1, part
 
 
 def _check_evaluation(folder: Path) -> None:
@@ -227,9 +173,9 @@ def _check_evaluation(folder: Path) -> None:
     for gate in figures["gates"].values():
         ends = [gate["curve"][i]["retrievals_per_question"] for i in (0, -1)]
         assert ends == [0, systems["always"]["retrievals_per_question"]["mean"]]
-    rows = pd.read_parquet(out / "questions.parquet")
-    assert len(rows) == 5 * 10
-    searched = rows[(rows.system == "always") & (rows.retrievals_per_question > 0)]
+    asked = pd.read_parquet(out / "questions.parquet")
+    assert len(asked) == 5 * 10
+    searched = asked[(rows.system == "always") & (rows.retrievals_per_question > 0)]
     assert all(len(queries) > 0 for queries in searched.queries)
     assert all((out / name).stat().st_size > 10_000 for name in ("frontier.png", "decision.png"))
 
@@ -239,14 +185,14 @@ def _not_json(constant: str) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    rows = _lines(folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "every step stands once, in order"
-    for row in rows:
+    metrics = lines(folder / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, STEPS + 1)), "every step stands once, in order"
+    for row in metrics:
         assert row["push/canary_gap"] < 0.01
         assert row["first_ratio_deviation"] < 1e-4
         assert row["engine_gap_max"] < 1e-2
         assert row["skipped_steps"] == 0
-    assert any("dev/reward" in row for row in rows)
+    assert any("dev/reward" in row for row in metrics)
     summary = json.loads((folder / "summary.json").read_text())
     for system in ("before", "after", "never", "always"):
         assert summary[system]["n"] == 12
@@ -257,7 +203,7 @@ def _check_folder(folder: Path) -> None:
     assert {"torch", "vllm", "ray", "deepspeed", "pyserini"} <= set(summary["versions"])
     assert (folder / "curves.png").stat().st_size > 10_000
     assert "12 test questions" in (folder / "report.html").read_text(encoding="utf-8")
-    episodes = _lines(folder / "episodes.jsonl")
+    episodes = lines(folder / "episodes.jsonl")
     assert {row["step"] for row in episodes} == set(range(1, STEPS + 1))
     assert list(folder.glob("wandb/offline-run-*")), "W&B holds the run, offline"
     assert os.path.islink(folder.parent / "latest")

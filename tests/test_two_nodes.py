@@ -18,14 +18,14 @@ from smartrag import ROOT
 from smartrag.ledger import problems
 from tests.fault_table import Row
 from tests.processes import titled, until
+from tests.whole_run import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 STEPS = 3
 RUN = (
-    *("+experiment=quickstart", f"train.steps={STEPS}", "train.episodes=16", "train.save_every=1", "train.gates=false"),
-    *("warmup.steps=2", "warmup.batch=8", "log.wandb=disabled", "log.progress=false"),
-    *("data.train_questions=200", "data.dev_questions=8", "data.test_questions=12"),
+    *("+experiment=quickstart", f"train.steps={STEPS}", *SMALL, "train.gates=false"),
+    *("log.wandb=disabled", "log.progress=false"),
     # A node of one CPU holds a rank and an engine; the replica takes a third node, and a fourth is to spare.
     *(
         "learner.ranks=2",

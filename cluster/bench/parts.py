@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.bench import corpora, learner, push, retrieval, rollout
+from cluster.bench import corpora, learner, peers, push, retrieval, rollout
 from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import connect
 from smartrag.choices import Part
@@ -23,6 +23,7 @@ _PARTS: dict[Part, Callable[[Run, Path, int], dict[str, Figure]]] = {
     Part.corpora: corpora.bench,
     Part.learner: learner.bench,
     Part.push: push.bench,
+    Part.peers: peers.bench,
 }
 
 
@@ -42,6 +43,9 @@ def _bench(settings: Bench, run: Run) -> int:
     (home / "config.yaml").write_text(as_yaml(run), encoding="utf-8")
     figures: dict[str, Figure] = {}
     for part in settings.only:
+        if part is Part.peers and run.learner.gpus:
+            logger.info("peers are compared on CPUs alone, and are left out")
+            continue
         logger.info("measuring the %s", part)
         figures |= _PARTS[part](run, path, settings.repeats)
         write_whole(home / "bench.json", as_json(figures))

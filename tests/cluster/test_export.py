@@ -21,6 +21,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from cluster.asking import ask
 from cluster.checkpoint import Checkpoints
 from cluster.engine_args import engine_env
 from cluster.export import export
@@ -33,7 +34,8 @@ from smartrag.data import world
 from smartrag.episode import run_episode
 from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME, USAGE_ERROR
 from smartrag.prompt import Budget, Prompt
-from smartrag.types import Completion, Episode, EpisodeRequest, Generate, Passage, Question, Stop
+from smartrag.report import terminal
+from smartrag.types import Completion, Episode, EpisodeRequest, Generate, Passage, Question, Retrieved, Stop
 from tests import run_folder, toys
 from tests.processes import until
 
@@ -281,7 +283,7 @@ def test_vllm_serves_it_and_says_what_transformers_say(tmp_path: Path) -> None:
     """50 questions from decision to answer, the same tokens by both; the loop is that of training and of `ask`."""
     run, out = _run(tmp_path / "run", noise=0.0), tmp_path / "policy"
     assert export(Export(run=str(tmp_path / "run"), out=str(out), overwrite=False)) == 0
-    asked = [question for members in world.questions().values() for question in members][::80][:50]
+    asked = _fifty()
     assert len(asked) == 50
     prompt, model = _prompt(out, run), AutoModelForCausalLM.from_pretrained(out)
     ids = list(prompt.question(QUESTIONS[0], 2))
@@ -302,6 +304,38 @@ def test_vllm_serves_it_and_says_what_transformers_say(tmp_path: Path) -> None:
     assert [_written(episode) for episode in served] == [_written(episode) for episode in plain]
     assert len({episode.turns[-1].action.text for episode in plain}) > 10
     assert sum(len(episode.turns) - 1 for episode in plain) > 10, "hardly a search"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ask_says_what_the_exported_folder_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 questions through all of `ask`, engine and Lucene; what it found is what transformers are shown."""
+    run, out = _run(tmp_path / "run", noise=0.0), tmp_path / "policy"
+    assert export(Export(run=str(tmp_path / "run"), out=str(out), overwrite=False)) == 0
+    prompt, model = _prompt(out, run), AutoModelForCausalLM.from_pretrained(out)
+    asked: list[Episode] = []
+
+    def seen(episode: Episode) -> str:
+        asked.append(episode)
+        return ""
+
+    monkeypatch.setattr(terminal, "conversation", seen)
+    assert ask(str(tmp_path / "run"), [question.text for question in _fifty()]) == 0
+    for episode in asked:
+        found = {turn.action.text: turn.retrieved for turn in episode.turns if turn.retrieved is not None}
+
+        async def retrieve(query: str, k: int, found: dict = found) -> Retrieved:
+            return found[query]
+
+        request = EpisodeRequest(episode.id, episode.question, run.algorithm.quota, run.retriever.k, greedy=True)
+        write = _generate(lambda ids: _greedily(model, ids, run), prompt)
+        plain = asyncio.run(run_episode(request, write, retrieve, prompt, temperature=1.0))
+        assert _written(plain) == _written(episode), episode.question.text
+    assert len(asked) == 50
+    assert sum(len(episode.turns) - 1 for episode in asked) > 10, "hardly a search"
+
+
+def _fifty() -> list[Question]:
+    return [question for members in world.questions().values() for question in members][::80][:50]
 
 
 def _episode(question: Question, write: Callable[[list[int]], list[int]], prompt: Prompt) -> Episode:
