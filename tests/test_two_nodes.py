@@ -1,5 +1,5 @@
-"""A run over several nodes, one of which is lost in its middle: real `ray start` processes, each with an address of its
-own (of loopback), token authentication, and the run as a job."""
+"""Runs over several nodes, in one of which a node is lost: real `ray start` processes, each with an address of its own
+(of loopback), token authentication, and the run as a job."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from smartrag import ROOT
 from smartrag.ledger import problems
 from tests.fault_table import Row
 from tests.processes import titled, until
-from tests.whole_run import SMALL
+from tests.whole_run import SMALL, finished, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
@@ -38,13 +38,13 @@ RUN = (
 
 
 @contextmanager
-def node(head: LocalRay, ip: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A node of one CPU that has joined."""
-    command = ["ray", "start", f"--address={head.address}", f"--node-ip-address={ip}", "--num-cpus=1", "--num-gpus=0"]
+def node(head: LocalRay, ip: str, folder: Path, cpus: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that has joined."""
+    command = ["ray", "start", f"--address={head.address}", f"--node-ip-address={ip}", f"--num-cpus={cpus}"]
     log = folder / f"{ip}.log"
     with log.open("wb") as out:
         started = subprocess.Popen(
-            [*command, "--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0"],
+            [*command, "--num-gpus=0", "--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0"],
             env=head.env,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -77,6 +77,39 @@ def where(nodes: dict[str, subprocess.Popen[bytes]]) -> dict[str, list[str]]:
     return found
 
 
+def submitted(head: LocalRay, log: Path, *settings: str) -> subprocess.Popen[bytes]:
+    """A training job, whose log goes on to `log`."""
+    submit = ["ray", "job", "submit", "--working-dir", ".", "--", sys.executable, "launch/train.py"]
+    with log.open("wb") as out:
+        return subprocess.Popen([*submit, *settings], cwd=ROOT, env=head.env, stdout=out, stderr=subprocess.STDOUT)
+
+
+def test_two_nodes_learn_what_one_does(tmp_path: Path) -> None:
+    """The quickstart of a third its length: a rank and an engine on either node, the replica on one of them."""
+    quickstart = ("+experiment=quickstart", "train.steps=30", "learner.final_rate=0.1", "train.gates=false")
+    quickstart += ("log.wandb=disabled", "log.progress=false")
+    spread = ("learner.ranks=2", "learner.cpus=1.1", "cluster.engine.workers=2", "cluster.engine.cpus=0.4")
+    log = tmp_path / "job.log"
+    with ExitStack() as stack:
+        head = stack.enter_context(LocalRay(num_cpus=0))
+        nodes = {ip: stack.enter_context(node(head, ip, tmp_path, cpus=2)) for ip in ("127.0.0.3", "127.0.0.4")}
+        job = submitted(head, log, *quickstart, *spread, "retriever.cpus=0.4", f"runs={tmp_path / 'two'}")
+        until(lambda: rows(tmp_path / "two"), job, log)
+        seats = where(nodes)
+        assert [len(set(seats[name])) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
+        assert job.wait(timeout=900) == 0, log.read_text(errors="replace")[-4000:]
+    finished(tmp_path / "one", *quickstart[1:])
+    two, one = (
+        json.loads((tmp_path / name / "quickstart" / "latest" / "summary.json").read_text())["after"]
+        for name in ("two", "one")
+    )
+    told = {name: (two[name], one[name]) for name in ("reward", "em", "retrievals_per_question")}
+    print(told)
+    assert two["reward"]["mean"] > 1.5, told
+    assert two["reward"]["low"] <= one["reward"]["high"], told
+    assert one["reward"]["low"] <= two["reward"]["high"], told
+
+
 @pytest.mark.fault("N1", "a node is lost, with a rank and an engine on it")
 def test_a_run_over_several_nodes_survives_the_loss_of_one(tmp_path: Path, row: Row) -> None:
     log, folder = tmp_path / "job.log", tmp_path / "quickstart" / "latest"
@@ -89,11 +122,7 @@ def test_a_run_over_several_nodes_survives_the_loss_of_one(tmp_path: Path, row: 
     with ExitStack() as stack:
         head = stack.enter_context(LocalRay(num_cpus=0))
         nodes = {ip: stack.enter_context(node(head, ip, tmp_path)) for ip in ips}
-        submit = ["ray", "job", "submit", "--working-dir", ".", "--", sys.executable, "launch/train.py"]
-        out = stack.enter_context(log.open("wb"))
-        job = subprocess.Popen(
-            [*submit, *RUN, f"runs={tmp_path}"], cwd=ROOT, env=head.env, stdout=out, stderr=subprocess.STDOUT
-        )
+        job = submitted(head, log, *RUN, f"runs={tmp_path}")
         until(lambda: len(lines("metrics.jsonl")) >= 1, job, log)
         seats = where(nodes)
         assert [len(set(seats[name])) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
