@@ -24,7 +24,7 @@ from cluster.dense import check_dense_recipe, open_dense
 from cluster.engine import check_plugin
 from cluster.java import anserini_jar, preflight
 from cluster.manifest import check_recipe, open_manifest
-from cluster.objects import Objects
+from cluster.objects import why_not_writable
 from cluster.placement import bundles
 from smartrag import ROOT, own_reward
 from smartrag.chat import api_key
@@ -235,13 +235,7 @@ def _reward(run: Run) -> list[Finding]:
 
 def _copies(run: Run) -> Finding:
     uri = run.train.mirror
-    try:
-        if uri is not None:
-            Objects.at(uri).write(".doctor", b"")
-            Objects.at(uri).remove(".doctor")
-    except (OSError, ValueError) as error:
-        return outside.copies(uri, str(error))
-    return outside.copies(uri, "")
+    return outside.copies(uri, "" if uri is None else why_not_writable(uri))
 
 
 def _wandb(run: Run) -> Finding:

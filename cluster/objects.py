@@ -89,5 +89,16 @@ class Objects:
             self.files.delete_dir(self.path)
 
 
+def why_not_writable(uri: str) -> str:
+    """Why nothing can be written there; "" where it can."""
+    try:
+        there = Objects.at(uri)
+        there.write(".probe", b"")
+        there.remove(".probe")
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
 def is_uri(text: str) -> bool:
     return "://" in text

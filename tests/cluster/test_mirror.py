@@ -11,7 +11,7 @@ import pytest
 from cluster import resume
 from cluster.checkpoint import Checkpoints, Damaged, verify
 from cluster.mirror import Mirror, MirrorFailed, fetch
-from cluster.objects import Objects
+from cluster.objects import Objects, why_not_writable
 from smartrag.compose import load
 from smartrag.lease import Locked
 from tests.fault_table import Row
@@ -226,6 +226,9 @@ def test_a_place_that_leads_nowhere(tmp_path: Path) -> None:
     for uri in ("s3//bucket", "ftp://host/runs", "runs"):
         with pytest.raises(ValueError, match="does not name a place for files"):
             Home(tmp_path, uri)
+        assert "does not name a place for files" in why_not_writable(uri)
+    assert why_not_writable(f"file://{tmp_path}/mirror") == ""
+    assert list((tmp_path / "mirror").iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(MirrorFailed, match="cannot be written"):
         Home(tmp_path, f"file://{tmp_path}/file/below")
