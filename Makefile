@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-quickstart: $(READY)  ## train a tiny policy through every real component on this machine (about 12 minutes)
+quickstart: $(READY)  ## train a tiny policy through every real component on this machine (4 to 12 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/quickstart.py
 
 # Tests without machines first, a thread each; then those that start engines, JVMs and Rays, two files at a time: much of
