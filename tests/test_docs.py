@@ -103,6 +103,33 @@ def test_commands_are_found() -> None:
     assert {script for script, _ in LAUNCHES} >= {"ask.py", "report.py", "evaluate.py", "ablate.py", "index.py"}
 
 
+# script -> the test that starts it, or calls its `main`
+RUN_BY = {
+    "ablate.py": "cluster/test_ablation.py",
+    "ask.py": "test_quickstart.py",
+    "bench.py": "cluster/test_bench.py",
+    "capacity.py": "smartrag/test_capacity.py",
+    "doctor.py": "test_doctor.py",
+    "evaluate.py": "test_run.py",
+    "export.py": "cluster/test_export.py",
+    "index.py": "cluster/test_index.py",
+    "quickstart.py": "test_quickstart.py",
+    "report.py": "smartrag/test_page.py",
+    "serve.py": "cluster/test_serving.py",
+    "sweep.py": "cluster/test_sweep.py",
+    "train.py": "whole_run.py",
+    "warmup.py": "test_quickstart.py",
+}
+
+
+def test_every_script_that_is_named_is_started_by_a_test() -> None:
+    assert {script for script, _ in LAUNCHES} <= set(RUN_BY)
+    for script, test in RUN_BY.items():
+        text = (ROOT / "tests" / test).read_text(encoding="utf-8")
+        started = rf'"launch/{script}"|"launch" / "{script}"|from launch\.{script.removesuffix(".py")} import'
+        assert re.search(started, text), f"{test} does not start {script}"
+
+
 def test_every_make_target_is_there() -> None:
     targets = set(re.findall(r"^(\w+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     words = [w for text in TEXTS.values() for w in (*in_blocks(text), *in_code(text)) if w[:1] == ["make"]]

@@ -31,6 +31,15 @@ def test_the_quickstart_ends_with_a_table_and_a_question_to_ask(tmp_path: Path) 
     assert re.search(r"^Question   Which country is Jonkoping in\?\n(Search|Answer)", asked, re.MULTILINE), asked
 
 
+@pytest.mark.nightly
+def test_the_warm_up_alone_leaves_a_policy(tmp_path: Path) -> None:
+    given = ["launch/warmup.py", "+experiment=quickstart", *SHORT, f"runs={tmp_path}"]
+    _said([sys.executable, *given], dict(os.environ))
+    [checkpoint] = (tmp_path / "quickstart" / "latest" / "checkpoints").iterdir()
+    assert checkpoint.name == "step_00000000"
+    assert (checkpoint / "policy" / "model.safetensors").exists()
+
+
 def _said(command: list[str], env: dict[str, str]) -> str:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]

@@ -13,11 +13,11 @@ import pytest
 from cluster import ablation
 from cluster.checkpoint import Checkpoints
 from cluster.system import Inputs
+from launch.ablate import main
 from smartrag.compose import as_yaml
 from smartrag.config import Run
 from smartrag.evaluation.evaluate import MEASURES
 from smartrag.exits import BAD_INPUT, NOTHING_TO_RESUME
-from smartrag.experiments.ablation import load
 from smartrag.log import COLUMNS, RunFolder
 from tests.processes import titled
 
@@ -74,7 +74,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 def _ablate(tmp_path: Path, rows: Sequence[str], seeds: Sequence[int], *more: str) -> int:
     arguments = [f"rows=[{','.join(rows)}]", f"seeds=[{','.join(map(str, seeds))}]", f"runs={tmp_path}", *more]
-    return ablation.ablate(*load(["+experiment=quickstart", *arguments]))
+    return main(["+experiment=quickstart", *arguments])
 
 
 def test_every_row_starts_from_its_seeds_warm_up(tmp_path: Path, driver: Driver) -> None:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launch.capacity import main
 from smartrag.arguments import ConfigError
 from smartrag.capacity.fit import Unusable, fit, read
 from smartrag.capacity.pipeline import Generation, Layout, Services, simulate
 from smartrag.capacity.projection import POLICIES, goodput, project, services, tensor_parallel
-from smartrag.capacity.study import load, run
+from smartrag.capacity.study import load
 from smartrag.commands import Capacity
 from smartrag.compose import as_yaml
 from smartrag.compose import load as load_run
@@ -197,7 +198,7 @@ def test_checkpoints_as_often_as_loses_least() -> None:
 
 def test_the_command_leaves_a_table_figures_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["policies=[0.5B,32B]", "gpus=[2,4]", "episodes_per_gpu=4", f"out={tmp_path}"]
-    assert run(load(words)) == 0
+    assert main(words) == 0
     said = capsys.readouterr().out
     assert "0.5B" in said
     assert "32B does not fit 4 GPUs of 80 GB" in said
@@ -205,11 +206,11 @@ def test_the_command_leaves_a_table_figures_and_a_picture(tmp_path: Path, capsys
     assert [cell["gpus"] for cell in told["cells"]] == [2, 4]
     assert (tmp_path / "latest" / "capacity.png").stat().st_size > 10_000
     runs = [str(traced(tmp_path / name, Services(0, 0.03, 0, 0.2, 0, 0.4, 0, 2, 0, 0.2, 0))) for name in ("a", "b")]
-    assert run(load([f"measured=[{','.join(runs)}]", f"out={tmp_path}/m"])) == 0
+    assert main([f"measured=[{','.join(runs)}]", f"out={tmp_path}/m"]) == 0
     told = json.loads((tmp_path / "m" / "latest" / "capacity.json").read_text())
     assert [one["run"] for one in told["runs"]] == runs
     assert told["services"]["push_s"] == 0.2
-    assert run(load([f"measured=[{tmp_path}/nowhere]", f"out={tmp_path}/m"])) == BAD_INPUT
+    assert main([f"measured=[{tmp_path}/nowhere]", f"out={tmp_path}/m"]) == BAD_INPUT
     assert "nowhere has no trace.json" in capsys.readouterr().err
 
 
