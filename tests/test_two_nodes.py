@@ -88,12 +88,12 @@ def test_two_nodes_learn_what_one_does(tmp_path: Path) -> None:
     """The quickstart of a third its length: a rank and an engine on either node, the replica on one of them."""
     quickstart = ("+experiment=quickstart", "train.steps=30", "learner.final_rate=0.1", "train.gates=false")
     quickstart += ("log.wandb=disabled", "log.progress=false")
-    spread = ("learner.ranks=2", "learner.cpus=1.1", "cluster.engine.workers=2", "cluster.engine.cpus=0.4")
+    spread = ("learner.ranks=2", "learner.cpus=1.1", "cluster.engine.workers=2", "cluster.engine.cpus=0.6")
     log = tmp_path / "job.log"
     with ExitStack() as stack:
         head = stack.enter_context(LocalRay(num_cpus=0))
         nodes = {ip: stack.enter_context(node(head, ip, tmp_path, cpus=2)) for ip in ("127.0.0.3", "127.0.0.4")}
-        job = submitted(head, log, *quickstart, *spread, "retriever.cpus=0.4", f"runs={tmp_path / 'two'}")
+        job = submitted(head, log, *quickstart, *spread, "retriever.cpus=0.2", f"runs={tmp_path / 'two'}")
         until(lambda: rows(tmp_path / "two"), job, log)
         seats = where(nodes)
         assert [len(set(seats[name])) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
