@@ -175,7 +175,7 @@ def _check_evaluation(folder: Path) -> None:
         assert ends == [0, systems["always"]["retrievals_per_question"]["mean"]]
     asked = pd.read_parquet(out / "questions.parquet")
     assert len(asked) == 5 * 10
-    searched = asked[(rows.system == "always") & (rows.retrievals_per_question > 0)]
+    searched = asked[(asked.system == "always") & (asked.retrievals_per_question > 0)]
     assert all(len(queries) > 0 for queries in searched.queries)
     assert all((out / name).stat().st_size > 10_000 for name in ("frontier.png", "decision.png"))
 
