@@ -12,20 +12,21 @@ help:  ## this list
 quickstart: $(READY)  ## train a tiny policy through every real component on this machine (4 to 12 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/quickstart.py
 
+TWO := -n 2 --dist loadfile --no-loadscope-reorder  # two files at a time, in the order of tests/conftest.py
+
 # Tests without machines first, a thread each; then those that start engines, JVMs and Rays, two files at a time: much of
 # their time one process starts and the others wait for it.
 test: $(READY) check browser  ## everything that needs no GPU, each thing by one road
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
 	  -m "not slow and not chaos and not gpu and not nightly"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	  -m "(slow or chaos) and not gpu and not nightly"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TWO) -m "(slow or chaos) and not gpu and not nightly"
 
 nightly: $(READY)  ## the other roads: other ZeRO stages, untied heads, several nodes
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "nightly and not gpu"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TWO) -m "nightly and not gpu"
 
 TRIALS ?= 20
 chaos: $(READY)  ## every fault that is tested for, with TRIALS times as many seeds, and the table of what came of it
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "chaos and not gpu" --trials $(TRIALS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TWO) -m "chaos and not gpu" --trials $(TRIALS)
 
 bench: $(READY)  ## each part beside the limit of what it is built on (10 minutes); RUN= as for doctor
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python launch/bench.py $(RUN)

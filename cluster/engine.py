@@ -5,6 +5,7 @@ generations it had begun go on; they are handed out once the canary has proved t
 """
 
 import asyncio
+import logging
 import os
 import traceback
 import uuid
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from cluster import stacks
 from smartrag.choices import WeightBackend
 from smartrag.evaluation.uncertainty import entropy
 from smartrag.types import Completion, EpisodeFailed, Stop
@@ -20,6 +22,9 @@ from smartrag.types import Completion, EpisodeFailed, Stop
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
+logger = logging.getLogger("smartrag")
+
+_QUICK_S = 3.0  # an engine that is busy has scored a token by then
 _TOP = 20  # best tokens that a greedy generation's uncertainty is told from: vLLM's default limit
 
 
@@ -203,11 +208,15 @@ class Engine:
 
     async def check(self) -> None:
         """Exits the process when vLLM's core is dead, and does not return while it hangs: vLLM calls that healthy, so a
-        serving engine has to score a token."""
+        serving engine has to score a token. One that takes longer than `_QUICK_S` is asked where it stands."""
         with _exit_if_dead():
             await self._llm.check_health()
         if self._serving:
-            await self.prompt_logprobs([self._end_id, self._end_id])
+            scoring = asyncio.ensure_future(self.prompt_logprobs([self._end_id, self._end_id]))
+            if not (await asyncio.wait([scoring], timeout=_QUICK_S))[0]:
+                asked = stacks.ask_children("VLLM::")
+                logger.warning("vLLM's %s did not score a token in %g s; its stacks are in this log", asked, _QUICK_S)
+            await scoring
 
     def close(self) -> None:
         self._llm.shutdown()

@@ -1,5 +1,6 @@
 """The pool of rollout workers: every episode to one of them, exactly once, whatever happens to them."""
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from cluster.weights import gather
 from cluster.worker import RolloutWorker, StaleWorker
 from smartrag.config import Cluster
 from smartrag.types import Episode, EpisodeFailed, EpisodeRequest
+
+logger = logging.getLogger("smartrag")
 
 TICK_S = 0.1  # between two looks at deadlines and lost workers
 PROBE_EVERY_S = 3.0  # between two looks after lost workers
@@ -209,6 +212,11 @@ class RolloutPool:
 
     def _restart(self, worker: int) -> None:
         del self._suspects[worker]
+        logger.warning(
+            "rollout worker %d does not answer and is started again; its engine's stacks are in worker-*.err of Ray's "
+            "logs on its node",
+            worker,
+        )
         ray.kill(self._manager.actors()[worker], no_restart=False)
 
     def _identities(self, workers: Iterable[int], timeout_s: float) -> dict[int, str]:

@@ -18,6 +18,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from cluster.orphan import end_with_parent
+from cluster.stacks import tell_when_asked
 from cluster.wire import Meta, broadcast, empty, gloo_group, unpack
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ NAME = "gloo"
 def register() -> None:
     """Entry point of `vllm.general_plugins`; vLLM may call it more than once in one process."""
     end_with_parent()
+    tell_when_asked()
     with suppress(ValueError):  # already registered
         WeightTransferEngineFactory.register_engine(NAME, GlooTransfer)
 

@@ -38,6 +38,7 @@ from smartrag.ranks import alone
 from smartrag.trajectory import to_trajectory
 from smartrag.types import Completion, Episode, EpisodeFailed, EpisodeRequest, Gate, Hits, Question, Stop
 from tests import tiny, toys
+from tests.processes import titled
 
 pytestmark = pytest.mark.slow
 
@@ -405,8 +406,24 @@ def forget_adapters(rank: Any) -> None:
     rank._weights = lambda: ((part.name, part.weight.detach()) for part in adapters.parts(rank._lm))
 
 
+@pytest.mark.fault("R3", "vLLM's core stands still, its worker lives")
+def test_a_core_that_hangs_tells_where_it_stands(world: World) -> None:
+    """Stopped, it keeps the question until it is let go; a core that hangs by itself answers at once."""
+    worker = psutil.Process(ray.get(world.worker.pid.remote()))
+    [core] = titled(worker)["EngineCore"]
+    core.suspend()
+    check = world.worker.ping.remote()
+    assert ray.wait([check], timeout=6)[0] == [], "it cannot have scored a token"
+    core.resume()
+    assert ray.get(check, timeout=60) == "pong"
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    [told] = [path.read_text(errors="replace") for path in logs.glob(f"worker-*-{worker.pid}.err")]
+    assert f"vLLM's [{core.pid}] did not score a token in 3 s" in told
+    assert "most recent call first" in told
+    assert "run_busy_loop" in told, "the core's main thread"
+
+
 @pytest.mark.fault("R2", "vLLM's core is killed, its worker lives")
-@pytest.mark.chaos
 def test_an_engine_that_dies_comes_back_with_the_current_weights(world: World) -> None:
     if not world.tied:
         pytest.skip("once is enough")
