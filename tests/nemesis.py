@@ -40,10 +40,14 @@ class Blow:
 
 
 def plan(seed: int, steps: int, every: int, targets: Sequence[str] = TARGETS) -> list[Kill]:
-    """One kill in each `every` steps, at any instant of them; none in the last step."""
+    """One kill in each `every` steps, at any instant of them, each target once before one comes again.
+
+    None in the last `every`: while one blow is recovered from the run goes on, so the next may fall later than is due.
+    """
     draw = random.Random(seed)
-    blocks = [range(first, min(first + every, steps - 1)) for first in range(1, steps - 1, every)]
-    return [Kill(draw.choice(block), draw.random(), draw.choice(targets), draw.random()) for block in blocks]
+    blocks = [range(first, first + every) for first in range(1, steps - every, every)]
+    drawn = [target for _ in blocks for target in draw.sample(targets, len(targets))]
+    return [Kill(draw.choice(block), draw.random(), drawn[i], draw.random()) for i, block in enumerate(blocks)]
 
 
 def torment(runs: Path, settings: Sequence[str], kills: Sequence[Kill]) -> tuple[list[Blow], float]:
