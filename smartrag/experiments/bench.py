@@ -18,6 +18,9 @@ from smartrag.compose import load_beside
 from smartrag.config import Run
 
 
+_WIDTH = 150  # of the table where there is no terminal
+
+
 def load(arguments: Sequence[str]) -> tuple[Bench, Run]:
     """The benchmark and the run it measures parts of, from a command line. Raises ConfigError."""
     settings, run, _ = load_beside(Bench, "bench.yaml", arguments)
@@ -93,4 +96,5 @@ def show(figures: dict[str, Figure]) -> None:
     for name, f in figures.items():
         ratio = "" if f.ratio is None else f"{f.ratio:.3f}"
         table.add_row(name, f"{f.value:.4g}", f.unit, ratio, f.baseline or "", str(f.n), f"{f.spread:.0%}")
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(table)
