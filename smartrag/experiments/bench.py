@@ -17,7 +17,6 @@ from smartrag.commands import Bench
 from smartrag.compose import load_beside
 from smartrag.config import Run
 
-
 _WIDTH = 150  # of the table where there is no terminal
 
 
