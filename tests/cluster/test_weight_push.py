@@ -187,7 +187,10 @@ def test_a_restarted_engine_is_taken_into_a_new_group(scene: Scene) -> None:
         assert 1 in scene.members.reported
         assert time.monotonic() < deadline
         time.sleep(1)
-    assert scene.seen(1) == ["connect", *ROUND]
+    seen = scene.seen(1)
+    if seen[0] == "disconnect":  # it was back before the push that missed it was repeated
+        del seen[0]
+    assert seen == ["connect", *ROUND]
 
 
 @pytest.mark.fault("V2", "an engine dies or refuses in a weight push")
