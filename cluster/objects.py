@@ -98,7 +98,3 @@ def why_not_writable(uri: str) -> str:
     except (OSError, ValueError) as error:
         return str(error)
     return ""
-
-
-def is_uri(text: str) -> bool:
-    return "://" in text

@@ -9,9 +9,10 @@ from typing import Any
 
 from cluster.checkpoint import Checkpoints, Damaged
 from cluster.mirror import fetch
-from cluster.objects import Objects, is_uri
+from cluster.objects import Objects
 from smartrag.choices import Critic
 from smartrag.config import Run
+from smartrag.files import is_uri
 from smartrag.log import RunFolder, run_and_checkpoint
 
 logger = logging.getLogger("smartrag")

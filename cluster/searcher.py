@@ -19,11 +19,12 @@ from typing import Protocol
 
 from cluster.java import preflight
 from cluster.manifest import MANIFEST
-from cluster.objects import Objects, is_uri
+from cluster.objects import Objects
 from smartrag.config import Retriever
 from smartrag.data.passages import Recipe
 from smartrag.dotted import named
 from smartrag.encoder import is_function
+from smartrag.files import is_uri
 from smartrag.types import Empty, Failed, Hits, Retrieved
 
 logger = logging.getLogger("smartrag")

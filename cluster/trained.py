@@ -6,11 +6,11 @@ from pathlib import Path
 
 from cluster.checkpoint import Checkpoints
 from cluster.mirror import fetch
-from cluster.objects import is_uri
 from cluster.refusal import REFUSALS, refused
 from cluster.system import Inputs, System, inputs
 from smartrag.compose import change, load
 from smartrag.config import Run
+from smartrag.files import is_uri
 from smartrag.log import run_and_checkpoint
 from smartrag.origin import PACKAGE
 

@@ -6,6 +6,7 @@ Nothing is started before it is empty.
 from smartrag.bounds import out_of_bounds
 from smartrag.choices import KL, Corpus, Critic, Judge, KLIn, Role, Teacher, WeightBackend
 from smartrag.config import Retriever, Run
+from smartrag.files import is_uri
 from smartrag.reward import full_score
 
 LONGEST_PAUSE_S = 8.0  # between two requests to a retriever behind HTTP, whatever it asks for
@@ -29,7 +30,7 @@ def check(run: Run) -> list[str]:
             f"train.episodes={run.train.episodes} must be a multiple of learner.ranks x algorithm.minibatches = "
             f"{run.learner.ranks} x {run.algorithm.minibatches}, so that every rank takes the same optimiser steps"
         )
-    if run.train.mirror is not None and "://" not in run.train.mirror:
+    if run.train.mirror is not None and not is_uri(run.train.mirror):
         problems.append(
             f"train.mirror={run.train.mirror} is no URI; e.g. s3://BUCKET/runs, gs://BUCKET/runs or file:///shared/runs"
         )

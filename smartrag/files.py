@@ -34,3 +34,7 @@ def whole_lines(path: Path) -> list[str]:
     JSON may hold characters at which str.splitlines would cut, U+2028 among them."""
     with path.open("rb") as file:
         return [line.decode("utf-8") for line in file if line.endswith(b"\n")]
+
+
+def is_uri(text: str) -> bool:
+    return "://" in text
