@@ -25,6 +25,7 @@ from smartrag.config import Run
 from smartrag.data.rows import DataError
 from smartrag.log import RunFolder, versions
 from smartrag.report import page, plot
+from smartrag.saving import Saving
 from smartrag.tracking import Tracker
 from smartrag.train import Training
 
@@ -52,6 +53,7 @@ class SmartRAGPPO(Algorithm):
     training: Training
     folder: RunFolder
     _system: System | None = None
+    _saving: Saving | None = None
     _mirror: Mirror | None = None  # where `train.mirror` is set
     _furthest = -1  # most steps that were done when the learner was lost
     _restarts = 0  # of the learner since then
@@ -88,6 +90,7 @@ class SmartRAGPPO(Algorithm):
                 *(run, found.data, system.rollout, system.learner, system.publish),
                 *(self._mirror or store, self.folder),
             )
+            self._saving = self.training.saving
             self.folder.track(Tracker(run, asdict(run), self.folder.folder, self.folder.rows()))
             if run.resume is not None:
                 self.training.resume(resume.named(run))
@@ -130,6 +133,8 @@ class SmartRAGPPO(Algorithm):
         return self._train()
 
     def cleanup(self) -> None:
+        if self._saving is not None:
+            self._saving.close()
         self.folder.close()
         if self._system is not None:
             self._system.close()

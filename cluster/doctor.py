@@ -17,7 +17,6 @@ from typing import Any
 from huggingface_hub import constants as hub
 from ray._common.utils import get_system_memory
 from ray._private.utils import estimate_available_memory, get_num_cpus, read_ray_address, resolve_object_store_memory
-from rich.console import Console
 
 from cluster import machine
 from cluster.dense import check_dense_recipe, open_dense
@@ -38,19 +37,18 @@ from smartrag.exits import BAD_INPUT
 from smartrag.model_folder import parameters
 from smartrag.origin import Origin, find
 from smartrag.reach import address, why_not
+from smartrag.report.terminal import wide
 from smartrag.tracking import wandb_out_of_reach
 
 _KNOCK_S = 3.0  # for one answer over the network
 _CHILD_S = 28.0  # for a child that starts a JVM or imports torch
 _CHECK_S = 30.0  # for a check; all run at once, and take 4 s on an idle machine
-_WIDTH = 180  # of the table where there is no terminal
 
 
 def doctor(run: Run) -> int:
     """Looks, prints the table and returns the exit code."""
     findings = examine(run)
-    console = Console()
-    show(findings, console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_WIDTH))
+    show(findings, wide(180))
     return BAD_INPUT if any(finding.level is Level.problem for finding in findings) else 0
 
 

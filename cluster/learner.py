@@ -102,6 +102,10 @@ class LearnerGroup:
     def export(self, folder: str) -> None:
         self._all("export", folder)
 
+    def written(self, *, wait: bool) -> bool:
+        refs = [actor.written.remote(wait=wait) for actor in self.ranks]
+        return all(self._wait("writing", refs, self.run.cluster.call_timeout_s))
+
     def param_hash(self) -> str:
         return self._all("param_hash")[0]
 

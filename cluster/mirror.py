@@ -22,7 +22,7 @@ from typing import Any
 
 from cluster.checkpoint import MANIFEST, Checkpoints, Damaged, verify
 from cluster.objects import Objects
-from smartrag.files import point_latest
+from smartrag.files import point_latest, whole_folder
 from smartrag.lease import Locked
 
 logger = logging.getLogger("smartrag")
@@ -176,15 +176,11 @@ def _fetch(run: Objects, wanted: str | None, parent: Path) -> Path:
             logger.info("%s is here already", target)
             return meant
         raise ValueError(f"{target} is here without {steps[0]}, which its copy has; move it away to fetch {run.uri}")
-    draft = parent / f".{run.name}-{uuid.uuid4().hex[:8]}"
-    try:
+    with whole_folder(target) as draft:
         _newest_whole(run, files, steps, draft)
         for name in files:
             if "/" not in name and name != _DRIVER:
                 run.get(name, draft / name)
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     point_latest(target)
     return meant
 

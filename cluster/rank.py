@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cluster import zero
+from cluster.disk import Disk
 from cluster.resume import STATE, check_learner, shape
 from cluster.sender import WeightSender
 from smartrag import model
@@ -34,7 +36,7 @@ class LearnerRank:
         self._reference: Any = None
         self._reference_module: torch.nn.Module | None = None
         self._kl = KLController(run.algorithm.kl_coef, run.algorithm.kl_target)
-        self._sender = WeightSender(rank)
+        self._sender, self._disk = WeightSender(rank), Disk()
         torch.set_num_threads(run.learner.threads)
 
     def start(self, host: str, port: int) -> None:
@@ -56,14 +58,14 @@ class LearnerRank:
         if self.run.algorithm.critic is Critic.shared:
             both = model.load_shared(self._path, precision, self.run.model.lora)
             self._lm, parts = both.policy.lm, {"policy": both.policy, "critic": both.head}
-            self._engines["policy"] = zero.ZeroEngine(both, parts, group, precision)
+            self._engines["policy"] = zero.ZeroEngine(both, parts, group, precision, self._disk)
             return
         policy = model.load_policy(self._path, precision, self.run.model.lora)
         self._lm = policy.lm
-        self._engines["policy"] = zero.ZeroEngine(policy, {"policy": policy}, group, precision)
+        self._engines["policy"] = zero.ZeroEngine(policy, {"policy": policy}, group, precision, self._disk)
         if self.run.algorithm.advantage.has_critic:
             critic = model.load_critic(self._path, precision, self.run.model.lora)
-            self._engines["critic"] = zero.ZeroEngine(critic, {"critic": critic}, group, precision)
+            self._engines["critic"] = zero.ZeroEngine(critic, {"critic": critic}, group, precision, self._disk)
 
     @property
     def _policy(self) -> zero.ZeroEngine:
@@ -130,18 +132,19 @@ class LearnerRank:
     # -- state --------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str) -> None:
-        """Writes everything the next update depends on into `folder`, which all ranks share."""
+        """Takes everything that the next update depends on; `folder`, which all ranks share, has it once `written`."""
         from safetensors.torch import save_file
 
         into = Path(folder)
         into.mkdir(parents=True, exist_ok=True)
         for name, engine in self._engines.items():
             engine.save(str(into / name))
-        save_file(_random_state(self._ranks.device), str(into / f"random-{self.rank}.safetensors"))
+        random = _random_state(self._ranks.device)
+        self._disk.put(partial(save_file, random, str(into / f"random-{self.rank}.safetensors")))
         if self._reference_module is not None:
             tensors = {n: t.cpu().clone() for n, t in zero.named_tensors(self._reference_module) if self.rank == 0}
             if self.rank == 0:
-                save_file(tensors, str(into / _REFERENCE))
+                self._disk.put(partial(save_file, tensors, str(into / _REFERENCE)))
         if self.rank == 0:
             state = shape(self.run) | {"kl_coef": self._kl.coefficient, "reference": self._reference is not None}
             (into / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -165,16 +168,20 @@ class LearnerRank:
         _set_random_state(load_file(str(source / f"random-{self.rank}.safetensors")), self._ranks.device)
 
     def export(self, folder: str) -> None:
-        """The policy as a Hugging Face folder; rank 0 writes it."""
+        """The policy as a Hugging Face folder, once `written`; by rank 0."""
         from huggingface_hub import save_torch_state_dict
 
         tensors = {name: t.cpu().clone() for name, t in self._weights() if self.rank == 0}
         if self.rank == 0:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+            self._disk.put(partial(save_torch_state_dict, tensors, folder, metadata={"format": "pt"}))
             self._lm.config.save_pretrained(folder)
             self._lm.generation_config.save_pretrained(folder)
             self._tokenizer.save_pretrained(folder)
+
+    def written(self, *, wait: bool) -> bool:
+        """Whether what was saved and exported is on the disk. Raises OSError when it cannot be."""
+        return self._disk.written(wait=wait)
 
     # -- weights on their way to the engines --------------------------------------------------------------------------
 

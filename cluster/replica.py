@@ -46,23 +46,26 @@ class RetrievalReplica:
 
     async def search(self, query: str, k: int) -> Retrieved:
         """At most `k` passages for `query`, whatever it holds. Raises ValueError for k < 1."""
-        check_k(k)
-        if not (cleaned := clean(query)):
-            return Empty()
-        answer: asyncio.Future[Retrieved] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(cleaned, k, answer))
-        if self._drainer is None or self._drainer.done():
-            self._drainer = asyncio.create_task(self._drain())
-        return await answer
+        return (await self.search_all([(query, k)]))[0]
 
     async def search_all(self, asked: Sequence[tuple[str, int]]) -> list[Retrieved]:
         """`search` of each (query, k)."""
-        return list(await asyncio.gather(*(self.search(query, k) for query, k in asked)))
+        for _, k in asked:
+            check_k(k)
+        loop = asyncio.get_running_loop()
+        wanted = [_Waiting(clean(query), k, loop.create_future()) for query, k in asked]
+        for one in wanted:
+            if not one.query:
+                one.answer.set_result(Empty())
+        self._waiting += [one for one in wanted if one.query]
+        if self._waiting and (self._drainer is None or self._drainer.done()):
+            self._drainer = asyncio.create_task(self._drain())
+        return list(await asyncio.gather(*(one.answer for one in wanted)))
 
     async def _drain(self) -> None:
         """Search until nobody waits. Ends instead of idling, so that it never outlives its event loop."""
         while self._waiting:
-            if len(self._waiting) < self._max_batch:
+            if len(self._waiting) == 1:  # alone: company may be on its way
                 await asyncio.sleep(self._wait_s)
             batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
             try:

@@ -10,9 +10,7 @@ import hashlib
 import inspect
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +22,7 @@ from smartrag.config import Retriever
 from smartrag.data.passages import Recipe
 from smartrag.dotted import named
 from smartrag.encoder import is_function
-from smartrag.files import is_uri
+from smartrag.files import is_uri, whole_folder
 from smartrag.types import Empty, Failed, Hits, Retrieved
 
 logger = logging.getLogger("smartrag")
@@ -113,11 +111,8 @@ def _at_hand(index: str, cache: Path) -> Path:
     folder = cache.expanduser().resolve() / f"fetched-{hashlib.sha256(manifest).hexdigest()[:16]}"
     if not folder.is_dir():
         logger.info("fetching the index %s, once, to %s", index, folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetched-", dir=folder.parent) as draft:
-            there.get_all(Path(draft, "index"))
-            with suppress(OSError):  # another process was faster
-                Path(draft, "index").rename(folder)
+        with whole_folder(folder) as draft:
+            there.get_all(draft)
     return folder
 
 

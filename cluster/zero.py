@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cluster.disk import Disk
 from cluster.meeting import meet
 from smartrag import adapters
 from smartrag.choices import Precision
@@ -147,11 +148,20 @@ class AdamW(torch.optim.AdamW):
 class ZeroEngine:
     """A module under ZeRO with AdamW; a `smartrag.ranks.Engine`.
 
-    `parts`: which of its modules are trained, by the name of their learning rate.
+    `parts`: which of its modules are trained, by the name of their learning rate. `disk`: where what is saved goes.
     """
 
-    def __init__(self, module: nn.Module, parts: Mapping[str, nn.Module], group: LearnerGroup, precision: Precision):
+    def __init__(
+        self,
+        module: nn.Module,
+        parts: Mapping[str, nn.Module],
+        group: LearnerGroup,
+        precision: Precision,
+        disk: Disk,
+    ):
         import deepspeed
+
+        from cluster.snapshot import Snapshot
 
         self.module = module
         self._stage = group.zero_stage
@@ -168,6 +178,7 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._adam, config=_settings(group, precision), dist_init_required=False
         )
+        self._engine.checkpoint_engine = Snapshot(self._engine._config, disk)
 
     def forward(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
@@ -215,7 +226,7 @@ class ZeroEngine:
             return self._engine(*inputs)
 
     def save(self, folder: str) -> None:
-        """A collective; `folder` must be one that all ranks share."""
+        """A collective; `folder` must be one that all ranks share. Written once `disk` says so."""
         self._engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
 
     def load(self, folder: str) -> None:

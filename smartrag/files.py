@@ -1,8 +1,11 @@
-"""Folders that are named by the time, files that appear whole, and what is whole of those that grow line by line."""
+"""Folders that are named by the time, folders and files that appear whole, whole lines of files that grow."""
 
 import os
 import secrets
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,6 +22,24 @@ def point_latest(folder: Path) -> None:
     link = folder.with_name(f".latest-{folder.name}")
     link.symlink_to(folder.name)
     os.replace(link, folder.with_name("latest"))  # atomic: `latest` always points at something
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """`with whole_folder(folder) as draft:` fill `draft`, an empty folder; at the end it becomes `folder`.
+
+    It appears whole or not at all. Where another process was faster, what that made stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        draft = Path(scratch, "draft")
+        draft.mkdir()
+        yield draft
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -8,14 +8,13 @@ import importlib.util
 import json
 import logging
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smartrag import ROOT
 from smartrag.config import Model
+from smartrag.files import whole_folder
 from smartrag.model_folder import check
 
 logger = logging.getLogger("smartrag")
@@ -133,16 +132,8 @@ def _unpacked(name: str, cache: Path) -> Path:
 
 def _unpack(gguf: Path, target: Path) -> Path:
     """Weights that an installed package carries as GGUF, converted once into the folder `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with whole_folder(target) as draft:
         _convert(gguf, draft)
-        draft.rename(target)  # the folder appears whole or not at all
-    except OSError:
-        if not target.is_dir():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 

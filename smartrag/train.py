@@ -33,6 +33,7 @@ from smartrag.log import RunFolder
 from smartrag.plan import Plan
 from smartrag.prefetch import Prefetch, staleness
 from smartrag.prompt import Prompt
+from smartrag.saving import Saving
 from smartrag.trace import Trace
 from smartrag.types import (
     Episode,
@@ -80,6 +81,7 @@ class Training:
     ):
         self.run, self.folder = run, folder
         self.rollout, self.learner, self.publish, self.store = rollout, learner, publish, store
+        self.saving = Saving(learner)
         self.exam, self.feedback = Exam(run, data, rollout, folder), Feedback(run)
         self.warmup_questions, self.ppo_questions = share_out(data.train, run.warmup.share)
         self.splits = census(
@@ -139,6 +141,7 @@ class Training:
         self._push()
         self._test("before", Gate.POLICY)
         self.save()
+        self.saving.settle()  # from here on there is one to go on from
 
     def resume(self, checkpoint: Path | None = None) -> None:
         """Goes on from a checkpoint, the newest when None. The first act is a push.
@@ -150,6 +153,7 @@ class Training:
                 f"the questions are not those of {self.folder.folder / 'splits.json'}; resume with the data, limits "
                 "and warmup.share that the run began with, or start a new one"
             )
+        self.saving.drop()
         folder, state = self.store.load(checkpoint)
         self.prefetch.drop()
         self.rollout.rest()
@@ -168,6 +172,7 @@ class Training:
         number, began = self.steps_done, time.monotonic()
         with self._timed("rollout") as waited_s:
             rolled = self.prefetch.take(number)
+        self.saving.look()
         with self._timed("update"):
             learned = self._learn(rolled.episodes, number)
         self.steps_done += 1
@@ -196,6 +201,8 @@ class Training:
         self._check_finite(learned.metrics)
         if self.steps_done % self.run.train.save_every == 0 or self.done:
             self.save()
+        if self.done:
+            self.saving.settle()
         return row
 
     def finish(self) -> dict[str, Any]:
@@ -213,7 +220,7 @@ class Training:
         return self.summary
 
     def save(self) -> None:
-        """Publishes a checkpoint of the steps that are done, unless there is one."""
+        """Begins a checkpoint of the steps that are done, unless there is one. The one before is then out."""
         if self._saved == self.steps_done:
             return
         state = {
@@ -223,9 +230,8 @@ class Training:
             "set_aside": self.plan.set_aside,
             "price": {"multiplier": self.feedback.price.multiplier, "excess": self.feedback.price.excess},
         }
-        with self._timed("checkpoint"), self.store.publish(self.steps_done, state) as folder:
-            self.learner.save(str(folder / "learner"))
-            self.learner.export(str(folder / "policy"))
+        with self._timed("checkpoint"):
+            self.saving.begin(self.store.publish(self.steps_done, state))
         self._saved = self.steps_done
 
     def _learn(self, episodes: Sequence[Episode], step: int) -> Learned:

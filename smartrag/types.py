@@ -248,12 +248,16 @@ class Learner(Protocol):
     def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float]:
         """One PPO update: epochs and minibatches over these trajectories. `step` counts from 0."""
 
-    def save(self, folder: str) -> None: ...
+    def save(self, folder: str) -> None:
+        """Takes all that training goes on from, as it is now. It is in `folder` once it is `written`."""
 
     def load(self, folder: str) -> None: ...
 
     def export(self, folder: str) -> None:
-        """Writes the policy as a Hugging Face folder."""
+        """Takes the policy as it is now. It is a Hugging Face folder once it is `written`."""
+
+    def written(self, *, wait: bool) -> bool:
+        """Whether all is on the disk that was saved and exported."""
 
 
 class Publish(Protocol):

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 
-def until(done: Callable[[], bool], running: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> float:
+def until(done: Callable[[], object], running: subprocess.Popen[bytes], log: Path, timeout_s: float = 600) -> float:
     """Waits, and says how many seconds. What runs must not end meanwhile; `log` is what it says."""
     start = time.monotonic()
     while not done():

@@ -1,24 +1,21 @@
 """Runs over several nodes, in one of which a node is lost: real `ray start` processes, each with an address of its own
-(of loopback), token authentication, and the run as a job."""
+(of loopback, or of a network of its own), token authentication, and the run as a job."""
 
 import json
 import os
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.local_ray import LocalRay
-from smartrag import ROOT
 from smartrag.ledger import problems
 from tests.fault_table import Row
-from tests.processes import titled, until
-from tests.whole_run import SMALL, finished, rows
+from tests.nodes import lose, may_make_networks, network, node, submitted, where
+from tests.processes import until
+from tests.whole_run import SMALL, finished, lines, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
@@ -35,53 +32,6 @@ RUN = (
         "retriever.cpus=0.7",
     ),
 )
-
-
-@contextmanager
-def node(head: LocalRay, ip: str, folder: Path, cpus: int = 1) -> Iterator[subprocess.Popen[bytes]]:
-    """A node that has joined."""
-    command = ["ray", "start", f"--address={head.address}", f"--node-ip-address={ip}", f"--num-cpus={cpus}"]
-    log = folder / f"{ip}.log"
-    with log.open("wb") as out:
-        started = subprocess.Popen(
-            [*command, "--num-gpus=0", "--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0"],
-            env=head.env,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        until(lambda: "Ray runtime started" in log.read_text(errors="replace"), started, log)
-        yield started
-    finally:
-        lose(started)
-
-
-def lose(lost: subprocess.Popen[bytes]) -> None:
-    """What a machine that loses its power does to all that ran on it."""
-    if lost.poll() is None:
-        for process in [*psutil.Process(lost.pid).children(recursive=True), psutil.Process(lost.pid)]:
-            try:
-                process.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                continue
-        lost.wait()
-
-
-def where(nodes: dict[str, subprocess.Popen[bytes]]) -> dict[str, list[str]]:
-    """Name of an actor's class -> addresses of the nodes that hold one, in their order."""
-    found: dict[str, list[str]] = {}
-    for ip, started in nodes.items():
-        for name, processes in titled(psutil.Process(started.pid)).items():
-            found.setdefault(name, []).extend([ip] * len(processes))
-    return found
-
-
-def submitted(head: LocalRay, log: Path, *settings: str) -> subprocess.Popen[bytes]:
-    """A training job, whose log goes on to `log`."""
-    submit = ["ray", "job", "submit", "--working-dir", ".", "--", sys.executable, "launch/train.py"]
-    with log.open("wb") as out:
-        return subprocess.Popen([*submit, *settings], cwd=ROOT, env=head.env, stdout=out, stderr=subprocess.STDOUT)
 
 
 def test_two_nodes_learn_what_one_does(tmp_path: Path) -> None:
@@ -112,32 +62,61 @@ def test_two_nodes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.fault("N1", "a node is lost, with a rank and an engine on it")
 def test_a_run_over_several_nodes_survives_the_loss_of_one(tmp_path: Path, row: Row) -> None:
-    log, folder = tmp_path / "job.log", tmp_path / "quickstart" / "latest"
-
-    def lines(name: str) -> list[dict]:
-        path = folder / name
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    ips = [f"127.0.0.{n}" for n in (3, 4, 5, 6)]
     with ExitStack() as stack:
         head = stack.enter_context(LocalRay(num_cpus=0))
-        nodes = {ip: stack.enter_context(node(head, ip, tmp_path)) for ip in ips}
-        job = submitted(head, log, *RUN, f"runs={tmp_path}")
-        until(lambda: len(lines("metrics.jsonl")) >= 1, job, log)
-        seats = where(nodes)
-        assert [len(set(seats[name])) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
-        lost = seats["LearnerRank"][1]
-        assert lost in seats["RolloutWorker"]
-        done = len(lines("metrics.jsonl"))
-        lose(nodes.pop(lost))
-        row.trial(recovery_s=until(lambda: len(lines("metrics.jsonl")) > done, job, log))
-        seats = where(nodes)
-        assert [len(seats[name]) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
-        assert job.wait(timeout=600) == 0, log.read_text(errors="replace")[-4000:]
-    assert "a new one goes on from the newest checkpoint" in log.read_text(errors="replace")
-    assert list(problems(lines("ledger.jsonl"), seed=0, episodes=16)) == []
-    rows = lines("metrics.jsonl")
-    assert [r["step"] for r in rows] == list(range(1, STEPS + 1))
-    assert all(r["push/canary_gap"] < 0.01 for r in rows)
-    assert rows[0]["push/engines"] == 2
+        nodes = {ip: stack.enter_context(node(head, ip, tmp_path)) for ip in (f"127.0.0.{n}" for n in (3, 4, 5, 6))}
+        row.trial(recovery_s=goes_on_without(lambda ip: lose(nodes.pop(ip)), head, nodes, tmp_path))
     assert not [p for p in head.processes() if p != os.getpid()], "something outlived the cluster"
+
+
+@pytest.mark.skipif(not may_make_networks(), reason="network namespaces are for root, with iproute2's `ip`")
+@pytest.mark.fault("N2", "a node falls silent, with a rank and an engine on it, and is back when it is too late")
+def test_a_run_over_several_nodes_survives_a_silent_one(tmp_path: Path, row: Row, monkeypatch) -> None:
+    """Nothing is refused and nothing closed: packets to one of the nodes and from it are dropped, until the end."""
+    with ExitStack() as stack:
+        made = stack.enter_context(network(4))
+        monkeypatch.setattr("cluster.local_ray._IP", made.head)
+        head = stack.enter_context(LocalRay(num_cpus=0))
+        nodes = {ip: stack.enter_context(node(head, ip, tmp_path, inside=made.namespace(ip))) for ip in made.ips}
+        cut: dict[str, subprocess.Popen[bytes]] = {}
+
+        def silence(ip: str) -> None:
+            made.cut(ip)
+            cut[ip] = nodes.pop(ip)
+
+        row.trial(recovery_s=goes_on_without(silence, head, nodes, tmp_path, "cluster.call_timeout_s=45"))
+        for ip, back in cut.items():
+            made.mend(ip)
+            back.wait(timeout=120)  # Ray tells it that it is no more
+    assert not [p for p in head.processes() if p != os.getpid()], "something outlived the cluster"
+
+
+def goes_on_without(
+    take: Callable[[str], None],
+    head: LocalRay,
+    nodes: dict[str, subprocess.Popen[bytes]],
+    folder: Path,
+    *settings: str,
+) -> float:
+    """Seconds from the taking of a node, with the second rank and an engine on it, to the next step of the run, which
+    ends as one does that nobody disturbed. `take` removes the node from `nodes`."""
+    log = folder / "job.log"
+    job = submitted(head, log, *RUN, *settings, f"runs={folder}")
+    until(lambda: rows(folder), job, log)
+    seats = where(nodes)
+    assert [len(set(seats[name])) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
+    lost = seats["LearnerRank"][1]
+    assert lost in seats["RolloutWorker"]
+    done = len(rows(folder))
+    assert rows(folder)[0]["push/engines"] == 2
+    take(lost)
+    took_s = until(lambda: len(rows(folder)) > done, job, log)
+    seats = where(nodes)
+    assert [len(seats[name]) for name in ("LearnerRank", "RolloutWorker", "RetrievalReplica")] == [2, 2, 1]
+    assert job.wait(timeout=600) == 0, log.read_text(errors="replace")[-4000:]
+    assert "a new one goes on from the newest checkpoint" in log.read_text(errors="replace")
+    assert list(problems(lines(folder / "quickstart" / "latest" / "ledger.jsonl"), seed=0, episodes=16)) == []
+    told = rows(folder)
+    assert [r["step"] for r in told] == list(range(1, STEPS + 1))
+    assert all(r["push/canary_gap"] < 0.01 for r in told)
+    return took_s

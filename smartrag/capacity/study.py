@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from smartrag.compose import alone
 from smartrag.exits import BAD_INPUT
 from smartrag.files import new_folder, write_whole
 from smartrag.report.plot import canvas
+from smartrag.report.terminal import wide
 
 _MAY_BE_0 = {
     *("max_staleness", "passage_tokens", "restart_s", "iteration_overhead_s", "message_s", "send_s"),
@@ -91,7 +91,7 @@ def _show_measured(measured: Sequence[Measured], outcomes: Sequence[Outcome]) ->
         off = o.step_s / m.step_s - 1
         told = (f"{m.step_s:.2f}", f"{o.step_s:.2f}", f"{off:+.1%}", f"{m.rollout_s:.2f}", f"{o.rollout_s:.2f}")
         table.add_row("/".join(Path(m.name).parts[-2:]), str(m.layout.episodes), str(m.layout.max_staleness), *told)
-    Console().print(table)
+    wide(150).print(table)
 
 
 def _show_cells(cells: Sequence[Cell]) -> None:
@@ -111,7 +111,7 @@ def _show_cells(cells: Sequence[Cell]) -> None:
             *(f"{o.learner_busy:.2f}, {o.engines_busy:.2f}", f"{cell.slowest}, {cell.gain:.0%}"),
             *(f"{cell.threads_per_engine_gpu:.2g}", f"{cell.save_every_s / 60:.0f}", f"{cell.goodput:.3f}"),
         )
-    Console().print(table)
+    wide(150).print(table)
 
 
 def _draw(cells: Sequence[Cell], path: Path) -> None:

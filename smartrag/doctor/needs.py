@@ -39,13 +39,15 @@ def rank_bytes(run: Run, parameters: int) -> float:
 
 
 def machine_bytes(run: Run, parameters: int) -> float:
-    """Memory of one machine that holds all of a run on CPUs; on GPUs without what lies on those."""
+    """Memory of one machine that holds all of a run on CPUs; on GPUs without what lies on those. A checkpoint that is
+    being written is a copy in memory."""
     group, engine, retriever = run.learner, run.cluster.engine, run.retriever
     heap = int(retriever.heap[:-1]) * (GIB if retriever.heap[-1] in "gG" else 1 << 20)
     learning, serving = group.ranks * _RANK, engine.workers * _ENGINE
     if not group.gpus:
         learning += group.ranks * rank_bytes(run, parameters)
         serving += engine.workers * (parameters * _width(run) + (engine.kv_cache_gib or 0) * GIB)
+    learning += checkpoint_bytes(run, parameters)
     return _DRIVER + learning + serving + retriever.replicas * (_REPLICA + heap)
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from smartrag.arguments import refuse
@@ -16,8 +15,7 @@ from smartrag.choices import Part
 from smartrag.commands import Bench
 from smartrag.compose import load_beside
 from smartrag.config import Run
-
-_WIDTH = 150  # of the table where there is no terminal
+from smartrag.report.terminal import wide
 
 
 def load(arguments: Sequence[str]) -> tuple[Bench, Run]:
@@ -95,5 +93,4 @@ def show(figures: dict[str, Figure]) -> None:
     for name, f in figures.items():
         ratio = "" if f.ratio is None else f"{f.ratio:.3f}"
         table.add_row(name, f"{f.value:.4g}", f.unit, ratio, f.baseline or "", str(f.n), f"{f.spread:.0%}")
-    console = Console()
-    (console if console.is_terminal else Console(width=_WIDTH)).print(table)
+    wide(150).print(table)

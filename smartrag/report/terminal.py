@@ -1,5 +1,6 @@
 """The outcome of a run and single episodes, as text for people."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,12 @@ from rich.table import Table
 from smartrag.evaluation.evaluate import COSTS, MEASURES
 from smartrag.report.record import SYSTEMS
 from smartrag.types import Empty, Episode
+
+
+def wide(columns: int) -> Console:
+    """The terminal; where there is none, and COLUMNS does not say, as many columns as a table wants."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=columns)
 
 
 def as_text(summary: Mapping[str, Any]) -> str:

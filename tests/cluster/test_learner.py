@@ -59,6 +59,7 @@ def settings(ranks: int, stage: int, micro_batch_tokens: int = 120) -> Run:
 
 def weights(group: LearnerGroup, path: Path) -> dict[str, torch.Tensor]:
     group.export(str(path))
+    assert group.written(wait=True)
     return load_file(str(path / "model.safetensors"))
 
 

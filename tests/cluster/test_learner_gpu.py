@@ -48,6 +48,7 @@ def live(folder: Path, home: Path, stage: int, *, gpu: bool, bf16: bool = False,
         metrics.append(group.update(tiny.trajectories(32, seed=3), 1))
         once = group.param_hash()
         group.export(str(home / "policy"))
+        group.written(wait=True)
         group.load(str(home / "learner"))
         group.update(tiny.trajectories(32, seed=3), 1)
         return Life(metrics, load_file(str(home / "policy" / "model.safetensors")), (once, group.param_hash()))
