@@ -13,7 +13,7 @@ from smartrag.types import Failed, Retrieved
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 1.0
 _CALLS = 2  # messages on their way to one replica: one that it works at, and the next
-_TOGETHER = 256  # queries of one message
+_FEW, _MANY = 8, 256  # queries of one message: fewer are not worth dividing, more would make all wait for the last
 
 Key = tuple[str, int]  # query, k; the pool sees to it that all replicas search one and the same index
 
@@ -113,7 +113,9 @@ class _Lane:
         """Message after message, until nobody waits."""
         await asyncio.sleep(0)  # who asks in the same moment comes along
         while self._waiting:
-            batch, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
+            # A share of all that are on their way: one message is searched while the other travels.
+            count = min(max(_FEW, self.in_flight // _CALLS), _MANY)
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
             asked = [(query, k) for query, k, answer in batch if not answer.done()]
             left = [answer for *_, answer in batch if not answer.done()]
             try:

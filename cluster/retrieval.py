@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -62,7 +63,7 @@ class RetrievalPool:
 
     def _ready(self, ready_s: float) -> str:
         """Wait for every replica; the fingerprint they agree on."""
-        handles = list(self._replicas.actors().values())
+        handles: list[Any] = self.handles()
         try:
             fingerprints = ray.get([handle.fingerprint.remote() for handle in handles], timeout=ready_s)
         except GetTimeoutError:
@@ -82,10 +83,15 @@ class RetrievalPool:
             )
         return fingerprints[0]
 
+    def handles(self) -> list[ActorHandle]:
+        """All replicas, lost ones too."""
+        return list(self._replicas.actors().values())
+
     def client(self) -> "RetrievalClient":
-        handles = tuple(self._replicas.actors().values())
         known = self._retriever
-        return RetrievalClient(handles, timeout_s=known.timeout_s, attempts=known.attempts, remember=known.remember)
+        return RetrievalClient(
+            self.handles(), timeout_s=known.timeout_s, attempts=known.attempts, remember=known.remember
+        )
 
     def restore(self) -> list[int]:
         """Ping all replicas; the numbers of those that serve. A hung one is killed, and Ray starts it again.
@@ -111,6 +117,6 @@ class RetrievalPool:
         return {**total, "batch_size": mean, "replicas": float(len(rows))}
 
     def close(self) -> None:
-        for handle in self._replicas.actors().values():
+        for handle in self.handles():
             ray.kill(handle)
         self._replicas.clear()

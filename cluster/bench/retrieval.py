@@ -1,13 +1,21 @@
-"""The retrieval service under many callers against Pyserini's own `batch_search` with as many threads."""
+"""The retrieval service under many callers against Pyserini's own `batch_search` with as many threads.
+
+A batch with one thread takes up to two cores, and so do the callers what they can get. Where the machine has more cores
+than the searcher has threads, each searcher's process is held to as many cores as threads, the callers to the others:
+as on a cluster, where replicas and rollout workers stand apart.
+"""
 
 import asyncio
+import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from cluster.retrieval import RetrievalPool
@@ -18,6 +26,7 @@ from smartrag.types import Failed, Retrieve
 
 CALLERS = 64
 QUERIES = 2048  # a measurement; each is asked once, so no cache knows it
+_WARM = 8  # measurements until the JVMs have compiled what they run
 
 
 def bench(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
@@ -75,10 +84,12 @@ def measure(run: Run, index: Path | None, questions: Sequence[str], repeats: int
             batches.append(batch)
             return seconds
 
-        service(), lucene()  # the JVM compiles what it runs
-        for warm in (waits, batches, again):
-            warm.clear()
-        ours, theirs = in_turns([service, lucene], repeats)
+        with _apart(run.retriever.threads, pool.handles()[0], raw):
+            for _ in range(_WARM):
+                service(), lucene()
+            for warm in (waits, batches, again):
+                warm.clear()
+            ours, theirs = in_turns([service, lucene], repeats)
     finally:
         pool.close()
         ray.kill(raw)
@@ -99,6 +110,29 @@ async def ask(retrieve: Retrieve, queries: Sequence[str], k: int) -> tuple[float
     start = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
     return time.perf_counter() - start, waited
+
+
+@contextmanager
+def _apart(threads: int, *searchers: Any) -> Iterator[None]:
+    """Cores of their own for `searchers`, actors each of which takes a turn, and for this process."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) <= threads:
+        yield
+        return
+    for searcher in searchers:
+        ray.get(searcher.__ray_call__.remote(_hold_to, cores[:threads]))
+    _hold_to(None, cores[threads:])
+    try:
+        yield
+    finally:
+        _hold_to(None, cores)
+
+
+def _hold_to(_actor: Any, cores: Sequence[int]) -> None:
+    """All threads of this process, those that it starts later too."""
+    for thread in psutil.Process().threads():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread.id, cores)
 
 
 class Queries:
