@@ -3,8 +3,10 @@
 LearnerGroup.update(trajectories) -> minibatches -> one share a rank -> LearnerRank.update -> smartrag.update
 """
 
+import logging
 import time
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from smartrag.config import Run
 from smartrag.types import Trajectory
 from smartrag.update import update_seed
 
-RETRY_S = 3.0  # between two starts of ranks that ended at once
+logger = logging.getLogger("smartrag")
+
+STARTS = 3  # of ranks that end at once
+RETRY_S = 3.0  # between two of them
 
 
 class LearnerLost(RuntimeError):
@@ -37,7 +42,7 @@ class LearnerGroup:
     def __init__(self, run: Run, path: Path, strategies: Sequence[Any] | None = None):
         self.run, self._path, self._strategies = run, path, strategies
         self.ranks: list[ActorHandle] = []
-        self._start()
+        self._start_by(time.monotonic())
 
     def restart(self) -> None:
         """New ranks in the seats of the old ones, which end; they know nothing until they have loaded a checkpoint.
@@ -45,14 +50,20 @@ class LearnerGroup:
         For a while Ray may offer seats on a node that is no more: ranks that end at once are started again, elsewhere
         as soon as Ray has noticed, until `cluster.placement_timeout_s` are over.
         """
-        deadline = time.monotonic() + self.run.cluster.placement_timeout_s
-        while True:
+        self._start_by(time.monotonic() + self.run.cluster.placement_timeout_s)
+
+    def _start_by(self, deadline: float) -> None:
+        """Ranks that end as they start are started again until then, and STARTS times in any case: a library that
+        cannot be loaded this once, on one node of many, is no reason to end a run that has waited for its seats."""
+        for start in count(1):
             self.close()
             try:
                 return self._start()
             except LearnerLost as error:
-                if not isinstance(error.__cause__, RayActorError) or time.monotonic() > deadline:
+                died = isinstance(error.__cause__, RayActorError)
+                if not died or (start >= STARTS and time.monotonic() > deadline):
                     raise
+                logger.warning("%s; it is started again", error)
             time.sleep(RETRY_S)
 
     def _start(self) -> None:
@@ -84,8 +95,8 @@ class LearnerGroup:
         """
         if not trajectories:
             raise ValueError("no trajectories to learn from")
-        count = min(self.run.algorithm.minibatches, len(trajectories))
-        parts = batch.minibatches(trajectories, count, update_seed(self.run.seed, step))
+        parted = min(self.run.algorithm.minibatches, len(trajectories))
+        parts = batch.minibatches(trajectories, parted, update_seed(self.run.seed, step))
         dealt = [batch.shards(part, len(self.ranks)) for part in parts]
         shares = [([part[rank] for part in dealt], step) for rank in range(len(self.ranks))]
         metrics = self._each("update", shares)[0]

@@ -67,8 +67,10 @@ class Prompt:
         if not between:
             raise ValueError(f"the chat template of {tokenizer.name_or_path!r} does not mark the end of a turn")
         self._head, self._tail = head, tail
-        self.end_id = self._encode(between)[0]  # the first token after a reply ends it: the policy must write it
-        self._between_ids = self._encode(between)[1:]
+        self.end_id, *between_ids = self._encode(between)  # the first token after a reply ends it: the policy writes it
+        # Around what the retriever brought: behind the end token, and up to what the policy writes next.
+        self.frame = tuple(between_ids), tuple(self._encode(tail))
+        self._newline, self._nothing = self._encode("\n"), self._encode(NOTHING_FOUND)
         self.search_ids = tuple(self._encode(SEARCH_TAG))
         self.answer_ids = tuple(self._encode(ANSWER_TAG))
         # Every string with a meaning of its own to the model; none may come out of a passage.
@@ -89,24 +91,18 @@ class Prompt:
         told = self.instruction.replace("{quota}", str(quota)) + "\n\n" if self.instruction else ""
         return told + self.neutralise(text)
 
-    @property
-    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids around what the retriever brought: behind the end token, and up to what the policy writes next."""
-        return tuple(self._between_ids), tuple(self._encode(self._tail))
-
     def observation(self, retrieved: Hits | Empty, room: int) -> tuple[int, ...]:
         """Token ids of what the retriever brought, in at most `room` tokens (template included). Passages are cut, the
         last first; the template never is."""
         before, after = self.frame
-        newline = self._encode("\n")
         body: list[int] = []
         if isinstance(retrieved, Empty):
-            body = self._encode(NOTHING_FOUND)
+            body = self._nothing
         else:
             for passage in retrieved.passages:
                 text = _TAG_REST.sub("", self.neutralise(passage.contents))
                 ids = self._encode(text)[: self.budget.passage]
-                body += (newline if body else []) + ids
+                body += (self._newline if body else []) + ids
         body = body[: max(0, room - len(before) - len(after))]
         return (*before, *body, *after)
 

@@ -141,7 +141,6 @@ class Training:
         self._push()
         self._test("before", Gate.POLICY)
         self.save()
-        self.saving.settle()  # from here on there is one to go on from
 
     def resume(self, checkpoint: Path | None = None) -> None:
         """Goes on from a checkpoint, the newest when None. The first act is a push.
@@ -201,8 +200,6 @@ class Training:
         self._check_finite(learned.metrics)
         if self.steps_done % self.run.train.save_every == 0 or self.done:
             self.save()
-        if self.done:
-            self.saving.settle()
         return row
 
     def finish(self) -> dict[str, Any]:
@@ -220,7 +217,8 @@ class Training:
         return self.summary
 
     def save(self) -> None:
-        """Begins a checkpoint of the steps that are done, unless there is one. The one before is then out."""
+        """Begins a checkpoint of the steps that are done, unless there is one. The one before is then out; the first
+        and the last, beside which nothing goes on, are out when this returns."""
         if self._saved == self.steps_done:
             return
         state = {
@@ -232,6 +230,8 @@ class Training:
         }
         with self._timed("checkpoint"):
             self.saving.begin(self.store.publish(self.steps_done, state))
+            if self.steps_done == 0 or self.done:
+                self.saving.settle()
         self._saved = self.steps_done
 
     def _learn(self, episodes: Sequence[Episode], step: int) -> Learned:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from cluster import zero
 from cluster.learner import LearnerGroup, LearnerLost
+from cluster.rank import LearnerRank
 from cluster.weights import gather
 from cluster.wire import broadcast, buckets, empty, gloo_group, unpack
 from cluster.zero import _interface, _merged
@@ -328,6 +329,35 @@ def test_ranks_that_drift_apart_are_told_and_a_restarted_group_agrees(ray_sessio
                 group.restart()
     finally:
         group.close()
+
+
+class Frail(LearnerRank):
+    """Ends as it starts, as often as the file `ends` beside its model says."""
+
+    def start(self, host: str, port: int) -> None:
+        left = int((self._path / "ends").read_text())
+        if left:
+            (self._path / "ends").write_text(str(left - 1))
+            os._exit(1)
+        super().start(host, port)
+
+
+@pytest.mark.fault("L2", "a rank ends as it starts")
+@pytest.mark.slow
+def test_a_rank_that_ends_as_it_starts_is_started_again_twice(
+    ray_session: None, tmp_path: Path, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.learner.LearnerRank", Frail)
+    plain = tiny.folder(tmp_path)
+    (plain / "ends").write_text("3")
+    with pytest.raises(LearnerLost, match="failed in start"):
+        LearnerGroup(settings(1, 0), plain)
+    (plain / "ends").write_text("1")
+    start = time.monotonic()
+    group = LearnerGroup(settings(1, 0), plain)
+    row.trial(recovery_s=time.monotonic() - start)
+    assert len(group.param_hash()) == 64
+    group.close()
 
 
 @pytest.mark.slow
