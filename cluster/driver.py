@@ -64,8 +64,7 @@ def _loop(algorithm: SmartRAGPPO) -> bool:
             )
             bar.update(training.steps_done - bar.n)  # backwards where a learner was lost
             if told_to_stop.is_set():
-                training.save()
-                training.saving.settle()
+                training.save(wait=True)
                 return False
     return True
 

@@ -216,23 +216,24 @@ class Training:
         }
         return self.summary
 
-    def save(self) -> None:
-        """Begins a checkpoint of the steps that are done, unless there is one. The one before is then out; the first
-        and the last, beside which nothing goes on, are out when this returns."""
-        if self._saved == self.steps_done:
-            return
-        state = {
+    def save(self, *, wait: bool = False) -> None:
+        """Begins a checkpoint of the steps that are done, unless there is one; the one before is then out. With `wait`,
+        and where nothing goes on beside it, before the first step and after the last, so is this one."""
+        with self._timed("checkpoint"):
+            if self._saved != self.steps_done:
+                self.saving.begin(self.store.publish(self.steps_done, self._state()))
+                self._saved = self.steps_done
+            if wait or self.steps_done == 0 or self.done:
+                self.saving.settle()
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "steps_done": self.steps_done,
             "summary": self.summary,
             "seconds": dict(self.seconds),
             "set_aside": self.plan.set_aside,
             "price": {"multiplier": self.feedback.price.multiplier, "excess": self.feedback.price.excess},
         }
-        with self._timed("checkpoint"):
-            self.saving.begin(self.store.publish(self.steps_done, state))
-            if self.steps_done == 0 or self.done:
-                self.saving.settle()
-        self._saved = self.steps_done
 
     def _learn(self, episodes: Sequence[Episode], step: int) -> Learned:
         """Feedback and update; meanwhile the episodes of later steps are collected, if they may be begun already."""

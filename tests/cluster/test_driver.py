@@ -16,10 +16,10 @@ class Algorithm:
     """Trains three steps; SIGTERM comes in the middle of step `told`."""
 
     def __init__(self, told: int):
-        self.told, self.saved = told, [0]
+        self.told, self.saved = told, []
         loop = SimpleNamespace(train=SimpleNamespace(steps=3), log=SimpleNamespace(progress=False))
         self.training = SimpleNamespace(
-            run=loop, steps_done=0, save=lambda: self.saved.append(self.training.steps_done)
+            run=loop, steps_done=0, save=lambda wait: self.saved.append((self.training.steps_done, wait))
         )
 
     def train(self) -> dict[str, Any]:
@@ -36,11 +36,11 @@ def test_sigterm_ends_the_step_under_way_and_saves() -> None:
     before = signal.getsignal(signal.SIGTERM)
     algorithm = Algorithm(told=2)
     assert not _loop(algorithm)  # type: ignore[arg-type]
-    assert algorithm.saved == [0, 2]
+    assert algorithm.saved == [(2, True)]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_without_it_the_run_goes_to_its_end() -> None:
     algorithm = Algorithm(told=0)
     assert _loop(algorithm)  # type: ignore[arg-type]
-    assert (algorithm.training.steps_done, algorithm.saved) == (3, [0])
+    assert (algorithm.training.steps_done, algorithm.saved) == (3, [])
