@@ -127,6 +127,7 @@ class SmartRAGPPO(Algorithm):
             if self._restarts > limit:
                 raise
             logger.warning("%s; a new one goes on from the newest checkpoint (%d of %d)", error, self._restarts, limit)
+        self.training.saving.drop()  # new ranks know nothing of what the old ones were writing
         assert self._system is not None
         self._system.restart_learner()
         self.training.resume()

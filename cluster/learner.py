@@ -3,10 +3,10 @@
 LearnerGroup.update(trajectories) -> minibatches -> one share a rank -> LearnerRank.update -> smartrag.update
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class LearnerGroup:
     def _start_by(self, deadline: float) -> None:
         """Ranks that end as they start are started again until then, and STARTS times in any case: a library that
         cannot be loaded this once, on one node of many, is no reason to end a run that has waited for its seats."""
-        for start in count(1):
+        for start in itertools.count(1):
             self.close()
             try:
                 return self._start()
@@ -95,8 +95,8 @@ class LearnerGroup:
         """
         if not trajectories:
             raise ValueError("no trajectories to learn from")
-        parted = min(self.run.algorithm.minibatches, len(trajectories))
-        parts = batch.minibatches(trajectories, parted, update_seed(self.run.seed, step))
+        count = min(self.run.algorithm.minibatches, len(trajectories))
+        parts = batch.minibatches(trajectories, count, update_seed(self.run.seed, step))
         dealt = [batch.shards(part, len(self.ranks)) for part in parts]
         shares = [([part[rank] for part in dealt], step) for rank in range(len(self.ranks))]
         metrics = self._each("update", shares)[0]
@@ -114,8 +114,7 @@ class LearnerGroup:
         self._all("export", folder)
 
     def written(self, *, wait: bool) -> bool:
-        refs = [actor.written.remote(wait=wait) for actor in self.ranks]
-        return all(self._wait("writing", refs, self.run.cluster.call_timeout_s))
+        return all(self._all("written", wait))
 
     def param_hash(self) -> str:
         return self._all("param_hash")[0]

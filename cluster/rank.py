@@ -179,7 +179,7 @@ class LearnerRank:
             self._lm.generation_config.save_pretrained(folder)
             self._tokenizer.save_pretrained(folder)
 
-    def written(self, *, wait: bool) -> bool:
+    def written(self, wait: bool) -> bool:
         """Whether what was saved and exported is on the disk. Raises OSError when it cannot be."""
         return self._disk.written(wait=wait)
 

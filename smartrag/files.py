@@ -37,9 +37,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield draft
         try:
             draft.rename(folder)
-        except OSError:
+        except OSError as error:
             if not folder.is_dir():
-                raise
+                raise OSError(f"{folder} could not be made; is {folder.parent} writable?") from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -47,11 +47,11 @@ class Saving:
             return
         with draft:  # discarded when the learner fails
             written = self._learner.written(wait=wait)
-            draft = draft.pop_all()
+            kept = draft.pop_all()
         if written:
-            self._publishing = self._thread.submit(draft.close)
+            self._publishing = self._thread.submit(kept.close)
         else:
-            self._draft = draft
+            self._draft = kept
 
     def settle(self) -> None:
         """Waits until it is published. Raises what went wrong with it."""

@@ -152,7 +152,7 @@ class Training:
                 f"the questions are not those of {self.folder.folder / 'splits.json'}; resume with the data, limits "
                 "and warmup.share that the run began with, or start a new one"
             )
-        self.saving.drop()
+        self.saving.drop()  # it is of the life that ends here
         folder, state = self.store.load(checkpoint)
         self.prefetch.drop()
         self.rollout.rest()

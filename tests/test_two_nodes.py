@@ -69,10 +69,11 @@ def test_a_run_over_several_nodes_survives_the_loss_of_one(tmp_path: Path, row: 
     assert not [p for p in head.processes() if p != os.getpid()], "something outlived the cluster"
 
 
-@pytest.mark.skipif(not may_make_networks(), reason="network namespaces are for root, with iproute2's `ip`")
 @pytest.mark.fault("N2", "a node falls silent, with a rank and an engine on it, and is back when it is too late")
 def test_a_run_over_several_nodes_survives_a_silent_one(tmp_path: Path, row: Row, monkeypatch) -> None:
     """Nothing is refused and nothing closed: packets to one of the nodes and from it are dropped, until the end."""
+    if not may_make_networks():
+        pytest.skip("network namespaces are for root, with iproute2's `ip`")
     with ExitStack() as stack:
         made = stack.enter_context(network(4))
         monkeypatch.setattr("cluster.local_ray._IP", made.head)

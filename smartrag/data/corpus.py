@@ -19,6 +19,7 @@ import numpy as np
 
 from smartrag.data.rows import Problems, contents_of, identity, made_id, rows, text_of
 from smartrag.data.tables import HUB, PASSAGES, Part, Row, parts
+from smartrag.files import whole_folder
 
 _FORM = "v1"  # raise it when passages are written differently
 
@@ -73,15 +74,10 @@ def union(corpora: Mapping[str, Path], cache: Path) -> Path:
 
 
 def made(folder: Path, write: Callable[[Path], None]) -> Path:
-    """`folder`, written aside and renamed when it is not there yet: it is whole or absent, whoever else makes it."""
+    """`folder`; `write` fills it when it is not there yet. It is whole or absent, whoever else makes it."""
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            write(Path(scratch) / "made")
-            with contextlib.suppress(OSError):  # another process was faster: its folder is the same
-                (Path(scratch) / "made").rename(folder)
-        if not folder.is_dir():
-            raise OSError(f"{folder} could not be made; is {folder.parent} writable?")
+        with whole_folder(folder) as draft:
+            write(draft)
     return folder
 
 
@@ -123,7 +119,6 @@ def _name_twice(some: list[Part], twice: set[int], found: Problems) -> None:
 
 
 def _write(some: list[Part], twice: set[int], folder: Path) -> None:
-    folder.mkdir(parents=True)
     seen: set[str] = set()  # of those that stand twice
     with (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as out:
         for part in some:
@@ -139,7 +134,6 @@ def _write(some: list[Part], twice: set[int], folder: Path) -> None:
 def _write_union(corpora: Mapping[str, Path], folder: Path) -> None:
     for path in corpora.values():
         check_corpus(path)
-    folder.mkdir(parents=True)
     seen: set[bytes] = set()
     with (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as out:
         for name, path in corpora.items():

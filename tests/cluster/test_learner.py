@@ -358,6 +358,8 @@ def test_a_rank_that_ends_as_it_starts_is_started_again_twice(
     row.trial(recovery_s=time.monotonic() - start)
     assert len(group.param_hash()) == 64
     group.close()
+    with pytest.raises(LearnerLost, match="the learner has ended"):  # and did not write what it was told to
+        group.written(wait=True)
 
 
 @pytest.mark.slow
