@@ -22,7 +22,10 @@ class Algorithm(SmartRAGPPO):
     def __init__(self, lost: dict[int, int]):
         self.lost, self.done, self.diary = lost, 0, []
         run = SimpleNamespace(cluster=SimpleNamespace(learner_restarts=2))
-        self.training: Any = SimpleNamespace(run=run, steps_done=0, done=False, step=self._one, resume=self._resume)
+        saving = SimpleNamespace(drop=lambda: self.diary.append("drop"))
+        self.training: Any = SimpleNamespace(
+            run=run, steps_done=0, done=False, step=self._one, resume=self._resume, saving=saving
+        )
         self._system: Any = SimpleNamespace(restart_learner=lambda: self.diary.append("restart"))
 
     def _one(self) -> dict[str, Any]:
@@ -48,7 +51,7 @@ class Algorithm(SmartRAGPPO):
 def test_it_goes_on_from_the_newest_checkpoint() -> None:
     algorithm = Algorithm({3: 1, 4: 1})
     assert algorithm.steps() == [1, 2, 3, 3, 4, 5]
-    assert algorithm.diary == ["restart", "resume 2", "restart", "resume 4"]
+    assert algorithm.diary == ["drop", "restart", "resume 2", "drop", "restart", "resume 4"]
 
 
 @pytest.mark.fault("L7", "the learner is lost again and again")
