@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -99,6 +100,7 @@ class LearnerRank:
 
     def update(self, minibatches: Sequence[Sequence[Trajectory]], step: int) -> dict[str, float]:
         """PPO on this rank's share of every minibatch. `step` counts from 0."""
+        began = time.monotonic()
         if self._reference is None:
             raise RuntimeError("there is no reference policy yet: call snapshot_reference() before the first update")
         group, algorithm = self.run.learner, self.run.algorithm
@@ -118,7 +120,7 @@ class LearnerRank:
         )
         metrics = update(minibatches, setup)
         self._kl = self._kl.after(metrics["kl_ref_episode"])
-        return metrics
+        return metrics | {"seconds_learner": time.monotonic() - began}
 
     def _make_reference(self) -> list[torch.nn.Parameter]:
         """Builds the reference if need be; its weights are the caller's to fill in."""

@@ -35,6 +35,7 @@ from smartrag.prompt import Budget, Prompt
 logger = logging.getLogger("smartrag")
 
 _CANARY = "The quick brown fox jumps over the lazy dog in Reykjavík, 1999."
+_CANARY_TOKENS = 32  # every one of them meets every layer; more only take longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ class System:
 
     def _ready_to_push(self) -> None:
         canary = self._found.prompt.question(_CANARY, self.run.algorithm.quota)
-        self._push = WeightPush(self.rollout, self.learner.ranks, self.run.cluster, canary)
+        self._push = WeightPush(self.rollout, self.learner.ranks, self.run.cluster, canary[-_CANARY_TOKENS:])
 
     def close(self) -> None:
         self._stack.close()

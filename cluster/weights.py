@@ -39,7 +39,7 @@ class WeightPush:
     """Implements `Publish`.
 
     for every engine:  pause (generations that have begun are kept), start_update
-    at the same time:  learner.send_weights  |  every engine receives
+    at the same time:  learner.send_weights, and the canary's log-probs  |  every engine receives
     for every engine:  finish_update(version): caches are reset, kept generations go on, nothing is handed out yet
     canary:            log-probs of a fixed prompt, every engine's against the learner's own
     for every engine:  resume — or void, and CanaryFailed
@@ -79,10 +79,10 @@ class WeightPush:
         self._each("pause")
         self._each("start_update")
         sending = time.perf_counter()
-        self._transfer()
+        own = self._transfer()
         sent = time.perf_counter()
         self._each("finish_update", version)
-        gap = self._canary()
+        gap = self._canary(own)
         self._each("resume")
         end = time.perf_counter()
         return {
@@ -142,18 +142,22 @@ class WeightPush:
         gather("the transfer group", refs, timeout_s + GRACE_S)
         self._members = members
 
-    def _transfer(self) -> None:
+    def _transfer(self) -> list[Any]:
+        """Returns what will be the learners' log-probs of the canary, which each sets about as soon as it has sent."""
         refs: list[Any] = [learner.send_weights.remote(self._cluster.bucket_mib) for learner in self._learners]
         if self._cluster.weights is not WeightBackend.ipc:
             messages = _messages(self._cluster, self._metadata)
             handles = self._engines.handles()
             refs += [handles[worker].on_engine.remote("receive", messages) for worker in self._members]
         self._sending = refs
+        own: list[Any] = [learner.prompt_logprobs.remote(self._canary_ids) for learner in self._learners]
         gather("the transfer", refs, self._cluster.call_timeout_s + GRACE_S)
+        return own
 
-    def _canary(self) -> float:
+    def _canary(self, own: Sequence[Any]) -> float:
+        """The largest gap between an engine and the learner, whose answers are `own`."""
         handles = self._engines.handles()
-        refs = [learner.prompt_logprobs.remote(self._canary_ids) for learner in self._learners]
+        refs = [*own]
         refs += [handles[worker].on_engine.remote("prompt_logprobs", self._canary_ids) for worker in self._members]
         answers = gather("the canary", refs, self._cluster.call_timeout_s)
         learner = torch.tensor(answers[0], dtype=torch.float64)

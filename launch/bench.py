@@ -4,7 +4,7 @@
 python launch/bench.py +experiment=quickstart
 python launch/bench.py cluster=one_gpu model=smollm2_135m train.episodes=256
 
-only      parts to measure: rollout, retrieval, corpora, learner, push, peers [all]
+only      parts to measure: rollout, retrieval, corpora, learner, push, step, authors, trl [all]
 repeats   of each measurement [5]
 SETTING   any setting of launch/train.py
 

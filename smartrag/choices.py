@@ -120,4 +120,6 @@ class Part(StrEnum):
     corpora = "corpora"
     learner = "learner"
     push = "push"
-    peers = "peers"
+    step = "step"
+    authors = "authors"
+    trl = "trl"

@@ -64,6 +64,7 @@ class Capacity:
     message_s: float  # between a generation and the next of its episode
     send_s: float  # of a question
     step_overhead_s: float  # of the driver, between two steps
+    episode_overhead_s: float  # of the driver, for each episode of a step: scores, records, sharing out
     push_overhead_s: float  # of a push, beside its bytes
     search_s: float  # of one thread
     searches: list[float]  # share of episodes with 0, 1, 2, ... of them

@@ -8,12 +8,14 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WHOLE = ("yes", "no", "noanswer")  # no partial credit, whichever side they stand on
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+@lru_cache(maxsize=10_000)  # gold answers and passages come again and again
 def normalise(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces: the normalisation of SQuAD's evaluation script."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())

@@ -33,7 +33,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("staleness_mean", "staleness_max"),
     ),
     "7_throughput": (
-        *("seconds_rollout", "seconds_waiting", "seconds_feedback", "seconds_update", "seconds_step", "padding"),
+        *("seconds_rollout", "seconds_waiting", "seconds_feedback", "seconds_update", "seconds_learner"),
+        *("seconds_step", "seconds_idle", "padding"),
     ),
 }
 _SECTION = {key: section for section, keys in SECTIONS.items() for key in keys}

@@ -93,7 +93,7 @@ class Training:
         self.steps_done = 0
         self._skipped = 0  # PPO steps in a row that taught nothing because gradients were not finite
         self._saved = -1  # steps done at the newest checkpoint
-        self.trace = Trace(folder.folder / "trace.json") if run.log.trace else None
+        self.trace = Trace(folder.folder / "trace.json" if run.log.trace else None)
         self.summary: dict[str, Any] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, over all lives of the run
 
@@ -141,6 +141,7 @@ class Training:
         self._push()
         self._test("before", Gate.POLICY)
         self.save()
+        self.trace.idle_s()  # steps count from here
 
     def resume(self, checkpoint: Path | None = None) -> None:
         """Goes on from a checkpoint, the newest when None. The first act is a push.
@@ -164,6 +165,7 @@ class Training:
         self.feedback.price = replace(self.feedback.price, **state["price"])
         self.folder.rewind(self.steps_done)
         self._push()
+        self.trace.idle_s()
         logger.info("resumed from %s: %d of %d steps are done", folder, self.steps_done, self.run.train.steps)
 
     def step(self) -> dict[str, float]:
@@ -175,6 +177,7 @@ class Training:
         with self._timed("update"):
             learned = self._learn(rolled.episodes, number)
         self.steps_done += 1
+        self.trace.episodes(rolled.episodes, self.steps_done)
         row: dict[str, float] = {
             "step": self.steps_done,
             **self.exam.means(rolled.episodes, rolled.requests),
@@ -188,6 +191,7 @@ class Training:
             "seconds_feedback": learned.feedback_s,
             "seconds_update": learned.update_s,
             "seconds_step": time.monotonic() - began,
+            "seconds_idle": self.trace.idle_s(),
         }
         if self.run.train.evaluate_every and self.steps_done % self.run.train.evaluate_every == 0:
             with self._timed("evaluation"):
@@ -195,8 +199,6 @@ class Training:
         self.folder.metrics(row)
         self.folder.learned_from(ledger.entry(self.steps_done, rolled.episodes))
         self._show(rolled.episodes, learned.trajectories)
-        if self.trace is not None:
-            self.trace.episodes(rolled.episodes, self.steps_done)
         self._check_finite(learned.metrics)
         if self.steps_done % self.run.train.save_every == 0 or self.done:
             self.save()
@@ -248,10 +250,9 @@ class Training:
         trajectories, told = self.feedback(episodes, step)
         graded = time.monotonic()
         metrics = self.learner.update(trajectories, step) if trajectories else {}
-        learned = Learned(trajectories, told, metrics, graded - start, time.monotonic() - graded)
-        if self.trace is not None:
-            self.trace.learner("update", learned.update_s)
-        return learned
+        took_s = time.monotonic() - graded
+        self.trace.learner("update", metrics.get("seconds_learner", took_s))
+        return Learned(trajectories, told, metrics, graded - start, took_s)
 
     def _check_finite(self, learned: Mapping[str, float]) -> None:
         """Raises Diverged. A step that is not finite leaves all parameters as they were; one or two may happen."""
@@ -266,7 +267,9 @@ class Training:
 
     def _push(self) -> dict[str, float]:
         with self._timed("push"):
-            return {f"push/{name}": value for name, value in self.publish(self.steps_done).items()}
+            told = self.publish(self.steps_done)
+            self.trace.learner("weights", told["transfer_seconds"])
+            return {f"push/{name}": value for name, value in told.items()}
 
     def _test(self, name: str, gate: Gate) -> None:
         with self._timed("evaluation"):
@@ -287,5 +290,4 @@ class Training:
         yield lambda: took[0]
         took[0] = time.monotonic() - start
         self.seconds[phase] += took[0]
-        if self.trace is not None:
-            self.trace.phase(phase, took[0])
+        self.trace.phase(phase, took[0])

@@ -261,7 +261,8 @@ class Learner(Protocol):
 
 
 class Publish(Protocol):
-    """Brings the learner's weights to every engine as `version` and proves they arrived. Returns seconds and gaps."""
+    """Brings the learner's weights to every engine as `version` and proves they arrived. Returns seconds (in all,
+    `seconds`; of the weights' way, `transfer_seconds`) and gaps."""
 
     def __call__(self, version: int) -> dict[str, float]: ...
 

@@ -170,7 +170,7 @@ COMMANDS = [
     line(
         "a mistyped part",
         "only=[lerner]",
-        "Invalid value 'lerner', expected one of [rollout, retrieval, corpora, learner, push, peers]",
+        "Invalid value 'lerner', expected one of [rollout, retrieval, corpora, learner, push, step, authors, trl]",
         "bench",
     ),
     line("a policy of no known shape", "policies=[8B]", "there is no '8B'; there are 0.5B, 1.5B, 7B, 32B", "capacity"),

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.bench import corpora, learner, peers, push, retrieval, rollout
+from cluster.bench import corpora, learner, peers, push, retrieval, rollout, step
 from cluster.refusal import REFUSALS, refused, show_log
 from cluster.system import connect
 from smartrag.choices import Part
@@ -23,7 +23,9 @@ _PARTS: dict[Part, Callable[[Run, Path, int], dict[str, Figure]]] = {
     Part.corpora: corpora.bench,
     Part.learner: learner.bench,
     Part.push: push.bench,
-    Part.peers: peers.bench,
+    Part.step: step.bench,
+    Part.authors: peers.authors,
+    Part.trl: peers.trl,
 }
 
 
@@ -43,8 +45,8 @@ def _bench(settings: Bench, run: Run) -> int:
     (home / "config.yaml").write_text(as_yaml(run), encoding="utf-8")
     figures: dict[str, Figure] = {}
     for part in settings.only:
-        if part is Part.peers and run.learner.gpus:
-            logger.info("peers are compared on CPUs alone, and are left out")
+        if part in (Part.authors, Part.trl) and run.learner.gpus:
+            logger.info("%s: compared on CPUs alone, and left out", part)
             continue
         logger.info("measuring the %s", part)
         figures |= _PARTS[part](run, path, settings.repeats)

@@ -16,30 +16,58 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from cluster.checkpoint import Checkpoints
+from cluster.bench.step import begun
 from cluster.system import BadInput, Inputs, System, inputs
 from smartrag.choices import KL, Advantage, Critic, KLIn
 from smartrag.config import Run
 from smartrag.episode import run_episode
 from smartrag.evaluation.evaluate import run_all
 from smartrag.experiments.bench import Figure, against, in_turns, rate, seconds
-from smartrag.log import RunFolder
 from smartrag.plan import Plan
 from smartrag.prompt import Prompt
 from smartrag.reward import gold_score
-from smartrag.train import Training
 from smartrag.types import Completion, Episode, EpisodeRequest, Gate, Retrieve, Stop
 
 ENVIRONMENTS = 10  # of the authors'
 
 
-def bench(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
-    """`run`'s own episodes against the authors' way; a step of GRPO with one optimiser step against TRL's."""
+def authors(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
+    """`run`'s episodes with one search at least against the authors' way."""
+    found = inputs(run)
+    plan, steps = Plan(run, found.data.train), count()
+    system = System(run, found, learn=False).start()
+
+    def episodes() -> list[EpisodeRequest]:
+        return [replace(request, gate=Gate.ALWAYS) for request in plan(next(steps))]
+
+    try:
+        peer = _peer(run, found, system)
+        ours, theirs = in_turns(
+            [
+                lambda: seconds(lambda: run_all(system.rollout, episodes())),
+                lambda: ray.get(peer.authors.remote(episodes())),
+            ],
+            repeats + 1,  # the first is to warm up
+        )
+    finally:
+        system.close()
+    rolled, one_by_one = (rate(run.train.episodes, "episodes/s", taken[1:]) for taken in (ours, theirs))
+    return {
+        "authors_episodes": one_by_one,
+        "episodes_vs_authors": against(rolled, "authors_episodes", one_by_one),
+    }
+
+
+def trl(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
+    """A step of GRPO with one optimiser step against TRL's."""
+    if importlib.util.find_spec("trl") is None:
+        raise BadInput("a step is compared with TRL's: pip install trl==1.16.0, or leave trl out of `only`")
     algorithm = replace(
         run.algorithm,
         advantage=Advantage.grpo,
@@ -52,49 +80,19 @@ def bench(run: Run, path: Path, repeats: int) -> dict[str, Figure]:
         critic_warmup_steps=0,
         whiten_advantages=False,
     )
-    log = replace(run.log, progress=False)
-    run = replace(run, algorithm=algorithm, data=replace(run.data, test_questions=8), log=log)
-    if importlib.util.find_spec("trl") is None:
-        raise BadInput("peers are compared with TRL: pip install trl==1.16.0, or leave peers out of `only`")
-    found = inputs(run)
-    system = System(run, found).start()
-    with tempfile.TemporaryDirectory() as home:
-        try:
-            return _bench(run, found, system, RunFolder(Path(home)), repeats)
-        finally:
-            system.close()
+    with begun(replace(run, algorithm=algorithm)) as (found, system, training):
+        peer = _peer(training.run, found, system)
+        plan, steps = training.plan, count()
+        step, theirs = in_turns(
+            [lambda: seconds(training.step), lambda: ray.get(peer.trl.remote([plan(next(steps)), plan(next(steps))]))],
+            repeats + 1,  # the first is to warm up
+        )
+    stepped, trained = (rate(1, "steps/s", taken[1:]) for taken in (step, theirs))
+    return {"trl_steps": trained, "steps_vs_trl": against(stepped, "trl_steps", trained)}
 
 
-def _bench(run: Run, found: Inputs, system: System, folder: RunFolder, repeats: int) -> dict[str, Figure]:
-    store = Checkpoints(folder.checkpoints, keep=1)
-    training = Training(run, found.data, system.rollout, system.learner, system.publish, store, folder)
-    training.begin([])
-    peer: Any = ray.remote(Peer).options(num_cpus=0).remote(run, found, system.retrieval.client())
-    plan, steps = Plan(run, found.data.train), iter(range(10**9))
-
-    def episodes() -> list[EpisodeRequest]:
-        return [replace(request, gate=Gate.ALWAYS) for request in plan(next(steps))]
-
-    ours, theirs = in_turns(
-        [
-            lambda: seconds(lambda: run_all(system.rollout, episodes())),
-            lambda: ray.get(peer.authors.remote(episodes())),
-        ],
-        repeats + 1,
-    )
-    step, trl = in_turns(
-        [lambda: seconds(training.step), lambda: ray.get(peer.trl.remote([plan(next(steps)), plan(next(steps))]))],
-        repeats + 1,
-    )
-    count = run.train.episodes
-    rolled, one_by_one = (rate(count, "episodes/s", taken[1:]) for taken in (ours, theirs))  # the first is to warm up
-    stepped, trained = (rate(1, "steps/s", taken[1:]) for taken in (step, trl))
-    return {
-        "authors_episodes": one_by_one,
-        "episodes_vs_authors": against(rolled, "authors_episodes", one_by_one),
-        "trl_steps": trained,
-        "steps_vs_trl": against(stepped, "trl_steps", trained),
-    }
+def _peer(run: Run, found: Inputs, system: System) -> Any:
+    return ray.remote(Peer).options(num_cpus=0).remote(run, found, system.retrieval.client())  # type: ignore[attr-defined]
 
 
 class Peer:

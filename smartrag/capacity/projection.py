@@ -7,6 +7,7 @@ before 2 each). A push is a broadcast, a gradient step a reduce-scatter and an a
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from smartrag.capacity.pipeline import Generation, Layout, Outcome, Services, simulate
 from smartrag.commands import Capacity
@@ -39,9 +40,10 @@ class Policy:
         return 2 * self.layers * self.key_heads * self.head * _BYTES
 
 
-POLICIES = {  # Qwen 2.5's shapes
+POLICIES = {  # Qwen 2.5's shapes, but for one
     "0.5B": Policy(0.494e9, 24, 2, 64),
     "1.5B": Policy(1.54e9, 28, 2, 128),
+    "1.7B": Policy(1.71e9, 24, 32, 64),  # SmolLM2's
     "7B": Policy(7.62e9, 28, 4, 128),
     "32B": Policy(32.8e9, 64, 8, 128),
 }
@@ -61,6 +63,7 @@ class Cell:
     outcome: Outcome
     slowest: str  # the part whose time, halved, shortens the step most
     gain: float  # share of the step that this saves
+    orchestration: float  # share of the step that it is shorter without the driver's messages, records and pauses
     save_every_s: float  # the least is lost with a checkpoint so often
     goodput: float  # share of the time that brings the run on, then
 
@@ -74,8 +77,8 @@ def tensor_parallel(policy: Policy, memory: float) -> int:
     return 2 ** max(0, math.ceil(math.log2(policy.weights / (_ROOM * memory))))
 
 
-def services(policy: Policy, assumed: Capacity, *, learner_gpus: int, width: int) -> Services:
-    """`width` GPUs an engine."""
+def services(policy: Policy, assumed: Capacity, *, learner_gpus: int, width: int, episodes: int) -> Services:
+    """`width` GPUs an engine; `episodes` of a step."""
     flops, stream = assumed.flops, assumed.memory_bandwidth * assumed.memory_share
     context = assumed.prompt_tokens + assumed.passage_tokens
     steps = assumed.minibatches * assumed.epochs
@@ -92,7 +95,7 @@ def services(policy: Policy, assumed: Capacity, *, learner_gpus: int, width: int
         update_s=steps * gradient,
         token_s=per_token / (flops * assumed.learner_mfu) / learner_gpus,
         push_s=assumed.push_overhead_s + policy.weights / assumed.link_bandwidth,
-        step_s=assumed.step_overhead_s,
+        step_s=assumed.step_overhead_s + assumed.episode_overhead_s * episodes,
     )
 
 
@@ -130,14 +133,14 @@ def _cell(name: str, gpus: int, learner: int, width: int, assumed: Capacity) -> 
     engines = (gpus - learner) // width
     count = min(assumed.episodes_per_gpu * gpus, assumed.most_episodes)
     layout = Layout(engines, assumed.concurrency, count, count, assumed.max_staleness)
-    times = services(POLICIES[name], assumed, learner_gpus=learner, width=width)
+    times = services(POLICIES[name], assumed, learner_gpus=learner, width=width, episodes=count)
     outcome = simulate(times, layout, episodes(assumed), steps=_STEPS)
-    return Cell(name, gpus, learner, engines, width, count, count, outcome, "", 0.0, *goodput(learner, assumed))
+    return Cell(name, gpus, learner, engines, width, count, count, outcome, "", 0.0, 0.0, *goodput(learner, assumed))
 
 
 def _with_retrieval(cell: Cell, assumed: Capacity) -> Cell:
     """The fewest threads, within a quarter, that leave the step within `_SLACK` of one with no end of them."""
-    times = services(POLICIES[cell.policy], assumed, learner_gpus=cell.learner_gpus, width=cell.tensor_parallel)
+    times = _times(cell, assumed)
     searches = sum(turn.searches for turns in episodes(assumed) for turn in turns) / len(episodes(assumed))
     threads = max(1, math.floor(searches * cell.episodes * assumed.search_s / cell.outcome.step_s))
     while True:
@@ -145,8 +148,20 @@ def _with_retrieval(cell: Cell, assumed: Capacity) -> Cell:
         outcome = simulate(times, layout, episodes(assumed), steps=_STEPS)
         if outcome.step_s <= (1 + _SLACK) * cell.outcome.step_s:
             slowest, gain = _slowest(times, layout, outcome, assumed)
-            return replace(cell, threads=threads, outcome=outcome, slowest=slowest, gain=gain)
+            without = simulate(_times(cell, replace(assumed, **_NO_DRIVER)), layout, episodes(assumed), steps=_STEPS)
+            saved = 1 - without.step_s / outcome.step_s
+            return replace(cell, threads=threads, outcome=outcome, slowest=slowest, gain=gain, orchestration=saved)
         threads = max(threads + 1, round(1.25 * threads))
+
+
+_NO_DRIVER: dict[str, Any] = dict.fromkeys(
+    ("send_s", "message_s", "step_overhead_s", "episode_overhead_s", "push_overhead_s"), 0.0
+)
+
+
+def _times(cell: Cell, assumed: Capacity) -> Services:
+    policy, width = POLICIES[cell.policy], cell.tensor_parallel
+    return services(policy, assumed, learner_gpus=cell.learner_gpus, width=width, episodes=cell.episodes)
 
 
 _PARTS = {

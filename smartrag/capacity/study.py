@@ -23,7 +23,7 @@ from smartrag.report.terminal import wide
 
 _MAY_BE_0 = {
     *("max_staleness", "passage_tokens", "restart_s", "iteration_overhead_s", "message_s", "send_s"),
-    *("step_overhead_s", "push_overhead_s"),
+    *("step_overhead_s", "episode_overhead_s", "push_overhead_s"),
 }
 
 
@@ -95,13 +95,14 @@ def _show_measured(measured: Sequence[Measured], outcomes: Sequence[Outcome]) ->
 
 
 def _show_cells(cells: Sequence[Cell]) -> None:
-    """Busy: shares of the time, learner and engines. Slowest: what shortens the step most if it takes half as long."""
+    """Busy: shares of the time, learner and engines. Slowest: what shortens the step most if it takes half as long.
+    Orchestration: what shortens it if it takes no time at all."""
     table = Table(title="fleets, each shared between learner and engines as is fastest", title_justify="left")
     table.add_column("policy")
     for column in ("GPUs: learner", "engines", "episodes/s", "a GPU", "step, s", "busy"):
         table.add_column(column, justify="right")
     table.add_column("slowest")
-    for column in ("search threads\nan engine GPU", "checkpoint\nevery, min", "goodput"):
+    for column in ("orches-\ntration", "search threads\nan engine GPU", "checkpoint\nevery, min", "goodput"):
         table.add_column(column, justify="right")
     for cell in cells:
         o = cell.outcome
@@ -109,7 +110,8 @@ def _show_cells(cells: Sequence[Cell]) -> None:
             *(cell.policy, str(cell.learner_gpus), f"{cell.engines} x {cell.tensor_parallel}"),
             *(f"{o.episodes_a_second:,.0f}", f"{_rate(cell):.2f}", f"{o.step_s:.1f}"),
             *(f"{o.learner_busy:.2f}, {o.engines_busy:.2f}", f"{cell.slowest}, {cell.gain:.0%}"),
-            *(f"{cell.threads_per_engine_gpu:.2g}", f"{cell.save_every_s / 60:.0f}", f"{cell.goodput:.3f}"),
+            *(f"{cell.orchestration:.1%}", f"{cell.threads_per_engine_gpu:.2g}"),
+            *(f"{cell.save_every_s / 60:.0f}", f"{cell.goodput:.3f}"),
         )
     wide(150).print(table)
 

@@ -56,13 +56,15 @@ def test_peers_play_the_episodes_of_training(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_a_benchmark_leaves_its_figures(tmp_path: Path) -> None:
-    given = ["+experiment=quickstart", "only=[peers]", "repeats=1", *SMALL, f"runs={tmp_path}"]
+    given = ["+experiment=quickstart", "only=[step,authors,trl]", "repeats=1", *SMALL, f"runs={tmp_path}"]
     done = subprocess.run(
         [sys.executable, "launch/bench.py", *given], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-4000:]
     figures = json.loads((tmp_path / "bench" / "latest" / "bench.json").read_text())
-    assert set(figures) == {"authors_episodes", "episodes_vs_authors", "trl_steps", "steps_vs_trl"}
+    whole = {"step_seconds", "orchestration", "overlap_efficiency"}
+    assert set(figures) == whole | {"authors_episodes", "episodes_vs_authors", "trl_steps", "steps_vs_trl"}
+    assert figures["orchestration"]["ratio"] < 1
     for name, figure in figures.items():
         assert figure["value"] > 0
         assert figure["n"] == 1

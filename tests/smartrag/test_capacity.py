@@ -170,7 +170,7 @@ def test_what_cannot_be_fitted_is_refused(tmp_path: Path) -> None:
 
 def test_the_roofline_of_a_policy_on_a_chip() -> None:
     """7B on one H100: 15.24 GB of weights at 0.6 of 3.35 TB/s; 57,344 bytes of keys and values a token."""
-    times = services(POLICIES["7B"], fleet("iteration_overhead_s=0.001"), learner_gpus=10, width=1)
+    times = services(POLICIES["7B"], fleet("iteration_overhead_s=0.001"), learner_gpus=10, width=1, episodes=100)
     assert times.iteration_s == pytest.approx(0.001 + 15.24e9 / (0.6 * 3.35e12))
     assert POLICIES["7B"].cache == 2 * 28 * 4 * 128 * 2
     assert times.token_s == pytest.approx(10 * 7.62e9 / (0.21 * 9.89e14) / 10)
