@@ -68,16 +68,7 @@ class Exam:
         return closed_book, searched
 
     def _ask(self, questions: Sequence[Question], phase: str, step: int, gate: Gate) -> list[Episode]:
-        run = self.run
-        wanted = evaluate.requests(
-            questions,
-            seed=run.seed,
-            phase=f"{phase}/{step}",
-            quota=run.algorithm.quota,
-            k=run.retriever.k,
-            gate=gate,
-        )
-        return evaluate.run_all(self.rollout, wanted)
+        return evaluate.run_all(self.rollout, evaluate.requests(questions, self.run, f"{phase}/{step}", gate))
 
 
 def _flat(columns: evaluate.Columns, labels: Sequence[str | None]) -> dict[str, float]:

@@ -1,6 +1,7 @@
-"""Drivers that a test waits for or kills, and what they leave."""
+"""Drivers that a test waits for or kills, what they leave, and ports for what it starts."""
 
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,6 +20,13 @@ def until(done: Callable[[], object], running: subprocess.Popen[bytes], log: Pat
         assert time.monotonic() < start + timeout_s, f"nothing happened for {timeout_s} s:\n{said}"
         time.sleep(0.5)
     return time.monotonic() - start
+
+
+def free_port() -> int:
+    """Of this machine, at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def kill(driver: subprocess.Popen[bytes]) -> None:

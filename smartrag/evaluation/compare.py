@@ -128,10 +128,7 @@ class _Asker:
         self, questions: Sequence[Question], system: str, part: str, gate: Gate, *, gold_first: bool = False
     ) -> list[Episode]:
         """One greedy episode of each question, in their order."""
-        quota, k = self.run.algorithm.quota, self.run.retriever.k
-        wanted = evaluate.requests(
-            questions, seed=self.run.seed, phase=part, quota=quota, k=k, gate=gate, gold_first=gold_first
-        )
+        wanted = evaluate.requests(questions, self.run, part, gate, gold_first=gold_first)
         episodes = evaluate.run_all(self.rollout, wanted)
         logger.info("%s, %s: %s", part, system, evaluate.line(evaluate.table(episodes, self.run.reward)))
         return episodes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from smartrag.config import Reward
+from smartrag.config import Reward, Run
 from smartrag.episode import episode_id
 from smartrag.reward import episode_reward
 from smartrag.score import contains, exact_match, f1
@@ -26,17 +26,11 @@ Columns = dict[str, np.ndarray]  # measure -> [n] values, one a question; nan wh
 
 
 def requests(
-    questions: Sequence[Question],
-    *,
-    seed: int,
-    phase: str,
-    quota: int,
-    k: int,
-    gate: Gate = Gate.POLICY,
-    gold_first: bool = False,
+    questions: Sequence[Question], run: Run, phase: str, gate: Gate, *, gold_first: bool = False
 ) -> list[EpisodeRequest]:
     """One greedy episode a question."""
     name = f"{phase}/{gate}/gold-first" if gold_first else f"{phase}/{gate}"
+    seed, quota, k = run.seed, run.algorithm.quota, run.retriever.k
     return [
         EpisodeRequest(episode_id(seed, name, 0, i), q, quota, k, gate, greedy=True, gold_first=gold_first)
         for i, q in enumerate(questions)

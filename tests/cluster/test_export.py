@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +36,7 @@ from smartrag.prompt import Budget, Prompt
 from smartrag.report import terminal
 from smartrag.types import Completion, Episode, EpisodeRequest, Generate, Passage, Question, Retrieved, Stop
 from tests import run_folder, toys
-from tests.processes import until
+from tests.processes import free_port, until
 
 TINY = ROOT / "models" / "tiny"
 TOLD = "Answer in a word. You may search {quota} times."
@@ -364,9 +363,7 @@ def _written(episode: Episode) -> list[tuple[int, ...]]:
 @contextmanager
 def _served(policy: Path, run: Run, log: Path) -> Iterator[httpx.Client]:
     """A client of what `vllm serve` starts; the CPU build's own command looks for a package called vllm, and fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", str(run.model.context_tokens), "--dtype", "float32", "--served-model-name", "policy"]

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +26,7 @@ from smartrag.config import Run
 from smartrag.model import load_policy
 from tests import tiny
 from tests.fault_table import Row
+from tests.processes import free_port
 
 PROMPT = [5, 6, 7, 8, 9, 10]
 EPISODES = 32  # two minibatches, two ranks: eight trajectories a rank and step
@@ -253,9 +253,7 @@ def test_weights_leave_whole_and_under_their_hugging_face_names(pair: tuple[Life
     metadata = ray.get(group.ranks[0].weight_metadata.remote())
     assert {name: tuple(shape) for name, _, shape in metadata} == {n: tuple(t.shape) for n, t in exported.items()}
     assert "lm_head.weight" not in exported  # tied
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     common = {"backend": "gloo", "host": "127.0.0.1", "port": port, "world_size": 2, "timeout_s": 60.0}
     connecting = [rank.connect_weights.remote(common | {"metadata": metadata, "engines": []}) for rank in group.ranks]
     engine = gloo_group("127.0.0.1", port, 1, 2, 60.0)

@@ -7,7 +7,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from smartrag.data import world
 from smartrag.exits import STOPPED
 from tests import browser
 from tests.browser import Visit
+from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -80,9 +80,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (top / "run" / "config.yaml").write_text(as_yaml(load(["+experiment=quickstart", *changes])))
     with Checkpoints(top / "run" / "checkpoints", keep=1).publish(1, {"steps_done": 1}) as draft:
         shutil.copytree(ROOT / "models" / "tiny", draft / "policy")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for name in ("RAY_ADDRESS", "SMARTRAG_SERVE_TOKEN"):
         env.pop(name, None)
