@@ -173,7 +173,12 @@ COMMANDS = [
         "Invalid value 'lerner', expected one of [rollout, retrieval, corpora, learner, push, step, authors, trl]",
         "bench",
     ),
-    line("a policy of no known shape", "policies=[8B]", "there is no '8B'; there are 0.5B, 1.5B, 7B, 32B", "capacity"),
+    line(
+        "a policy of no known shape",
+        "policies=[8B]",
+        "there is no '8B'; there are 0.5B, 1.5B, 1.7B, 7B, 32B",
+        "capacity",
+    ),
     line("no chip", "flops=0", "flops must be above 0, got 0", "capacity"),
     line("a folder of configurations", "--config-dir /tmp --cfg job", "come from conf/ and name=value alone", "hydra"),
     line("a pickled job", "--experimental-rerun=job.pickle", "come from conf/ and name=value alone", "hydra"),

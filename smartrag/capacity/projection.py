@@ -148,15 +148,21 @@ def _with_retrieval(cell: Cell, assumed: Capacity) -> Cell:
         outcome = simulate(times, layout, episodes(assumed), steps=_STEPS)
         if outcome.step_s <= (1 + _SLACK) * cell.outcome.step_s:
             slowest, gain = _slowest(times, layout, outcome, assumed)
-            without = simulate(_times(cell, replace(assumed, **_NO_DRIVER)), layout, episodes(assumed), steps=_STEPS)
-            saved = 1 - without.step_s / outcome.step_s
-            return replace(cell, threads=threads, outcome=outcome, slowest=slowest, gain=gain, orchestration=saved)
+            share = _orchestration(cell, assumed)
+            return replace(cell, threads=threads, outcome=outcome, slowest=slowest, gain=gain, orchestration=share)
         threads = max(threads + 1, round(1.25 * threads))
 
 
 _NO_DRIVER: dict[str, Any] = dict.fromkeys(
     ("send_s", "message_s", "step_overhead_s", "episode_overhead_s", "push_overhead_s"), 0.0
 )
+
+
+def _orchestration(cell: Cell, assumed: Capacity) -> float:
+    """Of a cell with more retrieval than anybody asks for: how long queries queue would hide it."""
+    layout = Layout(cell.engines, assumed.concurrency, cell.threads, cell.episodes, assumed.max_staleness)
+    without = simulate(_times(cell, replace(assumed, **_NO_DRIVER)), layout, episodes(assumed), steps=_STEPS)
+    return 1 - without.step_s / cell.outcome.step_s
 
 
 def _times(cell: Cell, assumed: Capacity) -> Services:

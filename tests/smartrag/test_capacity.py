@@ -182,6 +182,11 @@ def test_a_fleet_is_shared_as_is_fastest() -> None:
     cell = project("7B", 16, asked)
     assert cell is not None
     assert cell.learner_gpus + cell.engines * cell.tensor_parallel <= 16
+    assert 0 < cell.orchestration < 0.1
+    idle = {f"{name}_s": 0.0 for name in ("send", "message", "step_overhead", "episode_overhead", "push_overhead")}
+    free = project("7B", 16, replace(asked, **idle))
+    assert free is not None
+    assert free.orchestration == 0
     assert project("32B", 8, asked) is None  # 16 bytes of 32.8 billion parameters want 11 GPUs
     slower = project("7B", 16, replace(asked, search_s=10 * asked.search_s))
     assert slower is not None
