@@ -1,7 +1,7 @@
 """A random Llama that optimises in milliseconds, trajectories for it, and an optimisation engine without ZeRO."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ def trajectories(count: int, seed: int = 0) -> list[Trajectory]:
         fields = (tuple(x) for x in (ids, mask, logprobs, rewards, versions))
         made.append(Trajectory(f"t{i:03d}", *fields, cut, pair, roles=_roles(sizes)))
     return made
+
+
+def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of an update: all that is the same when it is made again."""
+    return {name: value for name, value in metrics.items() if not name.startswith("seconds")}
 
 
 def _roles(sizes: Sequence[int]) -> tuple[int, ...]:

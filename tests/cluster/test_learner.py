@@ -134,16 +134,16 @@ class Life:
         assert warm[1] < warm[0]
         group.snapshot_reference()
         group.save(str(home / "fresh"))  # as every run does before PPO: the critic has never stepped
-        self.first = group.update(tiny.trajectories(EPISODES, seed=2), 0)
+        self.first = tiny.timeless(group.update(tiny.trajectories(EPISODES, seed=2), 0))
         group.save(str(home / "learner"))
         self.saved_hash = group.param_hash()
         start = time.monotonic()
-        self.second = group.update(tiny.trajectories(EPISODES, seed=3), 1)
+        self.second = tiny.timeless(group.update(tiny.trajectories(EPISODES, seed=3), 1))
         self.seconds = time.monotonic() - start
         self.hash, self.weights = group.param_hash(), weights(group, home / "policy")
         self.end = state(group)
         self.parameters = {name: p for name, (_, p) in self.end.items()}
-        self.few = group.update(tiny.trajectories(1, seed=4), 2)  # fewer than minibatches, or ranks
+        self.few = tiny.timeless(group.update(tiny.trajectories(1, seed=4), 2))  # fewer than minibatches, or ranks
         self.few_weights = weights(group, home / "few")
 
 
@@ -204,10 +204,10 @@ def test_load_takes_everything_back(pair: tuple[Life, Path]) -> None:
     """Load what was saved before each update, and make the update again: bit for bit the same."""
     life, home = pair
     life.group.load(str(home / "fresh"))
-    assert life.group.update(tiny.trajectories(EPISODES, seed=2), 0) == life.first
+    assert tiny.timeless(life.group.update(tiny.trajectories(EPISODES, seed=2), 0)) == life.first
     life.group.load(str(home / "learner"))
     assert life.group.param_hash() == life.saved_hash
-    assert life.group.update(tiny.trajectories(EPISODES, seed=3), 1) == life.second
+    assert tiny.timeless(life.group.update(tiny.trajectories(EPISODES, seed=3), 1)) == life.second
     assert life.group.param_hash() == life.hash
 
 
@@ -220,10 +220,10 @@ def test_a_new_group_resumes_bit_for_bit(pair: tuple[Life, Path], folder: Path) 
     group = begin(run, folder, packed=life.packed)
     try:
         group.load(str(home / "fresh"))
-        assert group.update(tiny.trajectories(EPISODES, seed=2), 0) == life.first
+        assert tiny.timeless(group.update(tiny.trajectories(EPISODES, seed=2), 0)) == life.first
         group.load(str(home / "learner"))
         assert group.param_hash() == life.saved_hash
-        assert group.update(tiny.trajectories(EPISODES, seed=3), 1) == life.second
+        assert tiny.timeless(group.update(tiny.trajectories(EPISODES, seed=3), 1)) == life.second
         assert group.param_hash() == life.hash
     finally:
         group.close()

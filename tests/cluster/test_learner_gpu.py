@@ -43,9 +43,9 @@ def live(folder: Path, home: Path, stage: int, *, gpu: bool, bf16: bool = False,
     group = LearnerGroup(run, folder)
     try:
         group.snapshot_reference()
-        metrics = [group.update(tiny.trajectories(32, seed=2), 0)]
+        metrics = [tiny.timeless(group.update(tiny.trajectories(32, seed=2), 0))]
         group.save(str(home / "learner"))
-        metrics.append(group.update(tiny.trajectories(32, seed=3), 1))
+        metrics.append(tiny.timeless(group.update(tiny.trajectories(32, seed=3), 1)))
         once = group.param_hash()
         group.export(str(home / "policy"))
         group.written(wait=True)

@@ -37,10 +37,10 @@ class Life:
         group.snapshot_reference()
         self.fresh, self.fresh_weights = state(group), weights(group, home / "reference")
         group.save(str(home / "fresh"))
-        self.first = group.update(tiny.trajectories(12, seed=2), 0)
+        self.first = tiny.timeless(group.update(tiny.trajectories(12, seed=2), 0))
         group.save(str(home / "learner"))
         self.middle = state(group)
-        self.second = group.update(tiny.trajectories(12, seed=3), 1)
+        self.second = tiny.timeless(group.update(tiny.trajectories(12, seed=3), 1))
         self.end, self.weights = state(group), weights(group, home / "policy")
 
 
@@ -111,12 +111,12 @@ def test_everything_is_resumed_bit_for_bit(life: Life) -> None:
     """By the group itself and by a new one, whose base is not yet folded."""
     life.group.load(str(life.home / "fresh"))
     assert not changed(life.fresh, state(life.group))
-    assert life.group.update(tiny.trajectories(12, seed=2), 0) == life.first
+    assert tiny.timeless(life.group.update(tiny.trajectories(12, seed=2), 0)) == life.first
     life.group.close()
     life.group = LearnerGroup(life.run, life.folder)
     life.group.load(str(life.home / "learner"))
     assert not changed(life.middle, state(life.group))
-    assert life.group.update(tiny.trajectories(12, seed=3), 1) == life.second
+    assert tiny.timeless(life.group.update(tiny.trajectories(12, seed=3), 1)) == life.second
     assert not changed(life.end, state(life.group))
 
 

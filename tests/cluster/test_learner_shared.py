@@ -92,14 +92,14 @@ def test_everything_is_resumed_bit_for_bit_and_critic_warmup_moves_the_head_alon
     life.group.load(str(home / "fresh"))
     fresh = state(life.group)
     trained = {name for name, (trained, _) in fresh.items() if trained}
-    assert life.group.update(tiny.trajectories(EPISODES, seed=2), 0) == life.first
+    assert tiny.timeless(life.group.update(tiny.trajectories(EPISODES, seed=2), 0)) == life.first
     assert life.group.param_hash() == life.saved_hash
     warm = state(life.group)
     assert changed(fresh, warm) == HEAD
     life.group.load(str(home / "fresh"))
     life.group.load(str(home / "learner"))
     assert not changed(warm, state(life.group))
-    assert life.group.update(tiny.trajectories(EPISODES, seed=3), 1) == life.second
+    assert tiny.timeless(life.group.update(tiny.trajectories(EPISODES, seed=3), 1)) == life.second
     assert not changed(life.end, state(life.group))
     assert changed(warm, life.end) == trained
 
