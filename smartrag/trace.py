@@ -41,15 +41,19 @@ class Trace:
 
     def episodes(self, episodes: Sequence[Episode], step: int) -> None:
         """Generations and retrievals of a step, on as few lines as hold them side by side."""
+        turns = (turn for episode in episodes for turn in episode.turns)
+        self._work += [(turn.began, turn.began + turn.generation_s + turn.retrieval_s) for turn in turns]
+        if self._file is None:
+            return
         for line, episode in _lines(episodes):
             for number, turn in enumerate(episode.turns):
                 told = {"step": step, "episode": episode.id, "turn": number}
                 told |= {"prompt": len(turn.context_ids), "tokens": len(turn.completion.token_ids)}
                 if turn.generation_s:
-                    self._worked(ROLLOUT, line, "generate", turn.began, turn.generation_s, **told)
+                    self._slice(ROLLOUT, line, "generate", turn.began, turn.generation_s, **told)
                 if turn.retrieved is not None:
                     start = turn.began + turn.generation_s
-                    self._worked(ROLLOUT, line, "retrieve", start, turn.retrieval_s, **told, query=turn.action.text)
+                    self._slice(ROLLOUT, line, "retrieve", start, turn.retrieval_s, **told, query=turn.action.text)
         self._flush()
 
     def idle_s(self) -> float:
@@ -69,9 +73,9 @@ class Trace:
         if self._file is not None:
             self._file.flush()
 
-    def _worked(self, pid: int, tid: int, name: str, start: float, seconds: float, **told: Any) -> None:
+    def _worked(self, pid: int, tid: int, name: str, start: float, seconds: float) -> None:
         self._work.append((start, start + seconds))
-        self._slice(pid, tid, name, start, seconds, **told)
+        self._slice(pid, tid, name, start, seconds)
 
     def _slice(self, pid: int, tid: int, name: str, start: float, seconds: float, **told: Any) -> None:
         event = {"name": name, "ph": "X", "pid": pid, "tid": tid, "ts": start * 1e6, "dur": seconds * 1e6}

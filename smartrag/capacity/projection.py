@@ -7,7 +7,6 @@ before 2 each). A push is a broadcast, a gradient step a reduce-scatter and an a
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from smartrag.capacity.pipeline import Generation, Layout, Outcome, Services, simulate
 from smartrag.commands import Capacity
@@ -140,7 +139,8 @@ def _cell(name: str, gpus: int, learner: int, width: int, assumed: Capacity) -> 
 
 def _with_retrieval(cell: Cell, assumed: Capacity) -> Cell:
     """The fewest threads, within a quarter, that leave the step within `_SLACK` of one with no end of them."""
-    times = _times(cell, assumed)
+    policy, width = POLICIES[cell.policy], cell.tensor_parallel
+    times = services(policy, assumed, learner_gpus=cell.learner_gpus, width=width, episodes=cell.episodes)
     searches = sum(turn.searches for turns in episodes(assumed) for turn in turns) / len(episodes(assumed))
     threads = max(1, math.floor(searches * cell.episodes * assumed.search_s / cell.outcome.step_s))
     while True:
@@ -148,26 +148,16 @@ def _with_retrieval(cell: Cell, assumed: Capacity) -> Cell:
         outcome = simulate(times, layout, episodes(assumed), steps=_STEPS)
         if outcome.step_s <= (1 + _SLACK) * cell.outcome.step_s:
             slowest, gain = _slowest(times, layout, outcome, assumed)
-            share = _orchestration(cell, assumed)
+            share = _orchestration(cell, times, assumed)
             return replace(cell, threads=threads, outcome=outcome, slowest=slowest, gain=gain, orchestration=share)
         threads = max(threads + 1, round(1.25 * threads))
 
 
-_NO_DRIVER: dict[str, Any] = dict.fromkeys(
-    ("send_s", "message_s", "step_overhead_s", "episode_overhead_s", "push_overhead_s"), 0.0
-)
-
-
-def _orchestration(cell: Cell, assumed: Capacity) -> float:
+def _orchestration(cell: Cell, times: Services, assumed: Capacity) -> float:
     """Of a cell with more retrieval than anybody asks for: how long queries queue would hide it."""
     layout = Layout(cell.engines, assumed.concurrency, cell.threads, cell.episodes, assumed.max_staleness)
-    without = simulate(_times(cell, replace(assumed, **_NO_DRIVER)), layout, episodes(assumed), steps=_STEPS)
-    return 1 - without.step_s / cell.outcome.step_s
-
-
-def _times(cell: Cell, assumed: Capacity) -> Services:
-    policy, width = POLICIES[cell.policy], cell.tensor_parallel
-    return services(policy, assumed, learner_gpus=cell.learner_gpus, width=width, episodes=cell.episodes)
+    free = replace(times, **dict.fromkeys(_PARTS["driver"], 0.0), push_s=times.push_s - assumed.push_overhead_s)
+    return 1 - simulate(free, layout, episodes(assumed), steps=_STEPS).step_s / cell.outcome.step_s
 
 
 _PARTS = {
